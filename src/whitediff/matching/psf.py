@@ -152,9 +152,10 @@ _STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
 _DIFFRACTED_PASSES = 5
 _FREE = 0.3
 """Prior relative error of the flux in a fit to rings, which are to correct it."""
-_FINER, _RING_ROUNDS, _SLIGHT, _LITTLE_GAIN = 4, 20, 1e-5, 0.01
-"""Nodes in a ring; in a fit to rings, the most rounds, the step of derivatives, and the gain of
-chi-square below which the fit ends."""
+_FINER, _RING_ROUNDS, _LITTLE_GAIN, _LITTLE_RELATIVE = 4, 20, 0.01, 1e-5
+"""Nodes in a ring; in fits of profiles, the most rounds, the gain of chi-square below which one to
+rings ends, and, over chi-square, one to pixels."""
+_DAMPINGS = (0.0, 0.01, 0.1, 1.0, 10.0)
 _SCATTERED, _LEAST_SCATTERED = 0.03, 0.01
 """Share of diffracted light, over the share of turbulence, assumed where the rings do not show it;
 and the least error of the share, which is else as large as the share.  Apertures that spread light
@@ -286,6 +287,32 @@ class _Moffat:
         """Profile, of half width 1, at squared distances."""
         return np.sum([share * _moffat(square, *shape) for share, *shape in self.parts], axis=0)
 
+    def slopes_at(self, square: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """The same, and its derivatives.
+
+        They are by the squared distance, 1/beta, and the shares of turbulence and of diffracted
+        light.
+        """
+        own, own_fall, by_inverse_beta = _moffat_slopes(square, self.inverse_beta, 1.0)
+        blurred, blurred_fall = np.zeros((2, *np.shape(square)))
+        for share, beta, width in _TURBULENCE:
+            value, fall, _ = _moffat_slopes(square, beta, width)
+            blurred += share * value
+            blurred_fall += share * fall
+        far, far_fall, _ = _moffat_slopes(square, _DIFFRACTION, 1.0)
+        turbulence, diffracted = self.turbulence, self.diffracted
+        rest = 1 - turbulence - diffracted
+        by_turbulence = blurred - own
+        if self.diffraction is None and 0 < turbulence < 1:
+            by_turbulence += _SCATTERED * (far - own)
+        return (
+            rest * own + turbulence * blurred + diffracted * far,
+            rest * own_fall + turbulence * blurred_fall + diffracted * far_fall,
+            rest * by_inverse_beta,
+            by_turbulence,
+            far - own,
+        )
+
     @property
     def diffracted(self) -> float:
         """Share of diffracted light: the fitted one, or the usual one beside turbulence."""
@@ -312,6 +339,19 @@ class _Moffat:
         if self.shear[1]:
             result -= (2 * along * self.shear[1] * dx) * dy
         return result
+
+    def square_slopes(self, dx: Array, dy: Array) -> tuple[Array, Array, Array, Array]:
+        """Derivatives of `square` by dx, dy and both components of the shear."""
+        size = math.hypot(*self.shear)
+        along = math.sinh(size) / size if size > 0 else 1.0
+        first, second = self.shear
+        by_dx = 2 * ((math.cosh(size) - along * first) * dx - along * second * dy)
+        by_dy = 2 * ((math.cosh(size) + along * first) * dy - along * second * dx)
+        # With z = size: d cosh(z) = along · s·ds, and d along = bend · s·ds.
+        bend = (math.cosh(size) - along) / size**2 if size > 1e-4 else 1 / 3
+        straight, diagonal = dx**2 - dy**2, 2 * dx * dy
+        both = along * (dx**2 + dy**2) - bend * (first * straight + second * diagonal)
+        return by_dx, by_dy, first * both - along * straight, second * both - along * diagonal
 
     def beyond(self, side: int) -> float:
         """Share of the light outside of a square around the middle."""
@@ -348,6 +388,24 @@ def _moffat(square: Array, inverse_beta: float, half_width: float) -> Array:
     norm = (1 / inverse_beta - 1) / (math.pi * scale2)
     result: Array = norm * (1 + square / scale2) ** (-1 / inverse_beta)
     return result
+
+
+def _moffat_slopes(
+    square: Array, inverse_beta: float, half_width: float
+) -> tuple[Array, Array, Array]:
+    """Moffat profile of unit flux, and its derivatives by the squared distance and by 1/beta."""
+    power = math.exp(inverse_beta * math.log(2))
+    scale2, beta = half_width**2 / (power - 1), 1 / inverse_beta
+    part = square / scale2
+    inverse = 1 / (1 + part)
+    logarithm = -np.log(inverse)
+    value = (beta - 1) / (math.pi * scale2) * np.exp(-beta * logarithm)
+    fall = -beta / scale2 * value * inverse
+    # Of ln(scale²) by 1/beta.
+    narrower = -math.log(2) * power / (power - 1)
+    by_beta = -(beta**2) / (beta - 1) - narrower + beta**2 * logarithm
+    by_beta += beta * narrower * part * inverse
+    return value, fall, value * by_beta
 
 
 def _moffat_beyond(square: Array, inverse_beta: float, half_width: float) -> Array:
@@ -1436,6 +1494,8 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
     offset = np.arange(side) - side // 2
     columns, rows = offset[None, :], offset[:, None]
 
+    brightest = float(current.max())
+
     def shaped(values: Array) -> _Moffat:
         log_width, inverse_beta, share, first, second = map(float, values[4:])
         return dataclasses.replace(
@@ -1446,40 +1506,56 @@ def _fit_profile(profile: _Moffat, left: Array, weight: Array) -> tuple[_Moffat,
             shear=(first, second),
         )
 
-    def deviation_of(values: Array) -> Array:
-        scale, level, x0, y0 = values[:4]
-        share, inverse_beta = values[6], values[5]
-        model = scale * shaped(values)(columns - x0, rows - y0) + level * current.max()
-        (usual, spread), (fall, off) = _USUAL_SHARE, _USUAL_FALL
+    (usual, spread), (fall, off) = _USUAL_SHARE, _USUAL_FALL
+
+    def deviation_of(values: Array) -> tuple[Array, Array]:
+        scale, level, x0, y0, _, inverse_beta, share = values[:7]
+        trial = shaped(values)
+        dx, dy, width2 = columns - x0, rows - y0, trial.half_width**2
+        square = trial.square(dx, dy) / width2
+        model, by_square, by_beta, by_share, _ = trial.slopes_at(square)
+        by_dx, by_dy, by_first, by_second = trial.square_slopes(dx, dy)
+        slopes = [
+            model,
+            np.full(model.shape, brightest * width2),
+            -scale * by_square * by_dx / width2,
+            -scale * by_square * by_dy / width2,
+            -2 * scale * (model + by_square * square),
+            scale * by_beta,
+            scale * by_share,
+            scale * by_square * by_first / width2,
+            scale * by_square * by_second / width2,
+        ]
+        inverse = -1 / (error[known] * width2)
         expected = [(share - usual) / spread, (inverse_beta - fall) / off]
-        return np.append(((mean - model) / error)[known], expected)
+        rest = ((mean - level * brightest)[known] * width2 - scale * model[known]) * -inverse
+        design = np.zeros((len(rest) + 2, 9))
+        for k, slope in enumerate(slopes):
+            design[:-2, k] = slope[known] * inverse
+        design[-2, 6], design[-1, 5] = 1 / spread, 1 / off
+        return np.append(rest, expected), design
 
     width = math.log(profile.half_width)
     lower = np.array([0.2, -1, -2, -2, width - 1, 1 / _BETA[1], _SHARE[0], -1, -1])
     upper = np.array([5.0, 1, 2, 2, width + 1, 1 / _BETA[0], _SHARE[1], 1, 1])
 
-    def found_from(inverse_beta: float, share: float) -> Any:
+    def found_from(inverse_beta: float, share: float) -> tuple[Array, float]:
         start = np.array([1.0, 0.0, 0.0, 0.0, width, inverse_beta, share, *profile.shear])
-        return scipy.optimize.least_squares(
-            deviation_of,
-            start.clip(lower, upper),
-            bounds=(lower, upper),
-            x_scale=0.1,
-            ftol=1e-5,
-            xtol=1e-4,
-            gtol=1e-6,
+        values, rest, _ = _least_squares(
+            deviation_of, start.clip(lower, upper), lower, upper, relative=_LITTLE_RELATIVE
         )
+        return values, float(rest @ rest)
 
-    found = found_from(profile.inverse_beta, profile.turbulence)
-    if found.x[5] < _GAUSSIAN or found.x[6] > _SHARE[1] - _TINY:
+    found, cost = found_from(profile.inverse_beta, profile.turbulence)
+    if found[5] < _GAUSSIAN or found[6] > _SHARE[1] - _TINY:
         # Turbulence less a Gaussian imitates a Moffat profile: start again without turbulence.
-        found = min([found, found_from(_USUAL_FALL[0], 0.0)], key=lambda each: float(each.cost))
-    scale, found_profile = float(found.x[0]), shaped(found.x)
-    model = scale * found_profile(columns - found.x[2], rows - found.x[3])
+        found, _ = min((found, cost), found_from(_USUAL_FALL[0], 0.0), key=lambda each: each[1])
+    scale, found_profile = float(found[0]), shaped(found)
+    model = scale * found_profile(columns - found[2], rows - found[3])
     core = known & (profile.square(columns, rows) < (_WINGS_FROM * profile.half_width) ** 2)
-    off = (mean - model - found.x[1] * current.max())[core]
+    wrong = (mean - model - found[1] * brightest)[core]
     noise = 1 / total[core]
-    excess = max(0.0, float((off**2 - noise).sum())) / float((model[core] ** 2).sum())
+    excess = max(0.0, float((wrong**2 - noise).sum())) / float((model[core] ** 2).sum())
     return dataclasses.replace(found_profile, misfit=math.sqrt(excess)), scale
 
 
@@ -1501,6 +1577,18 @@ class _Rings(NamedTuple):
         width2 = profile.half_width**2
         result: Array = self.mean @ (profile._at(self.square / width2) / width2)
         return result
+
+    def slopes_of(self, profile: _Moffat) -> tuple[Array, Array]:
+        """The same, and derivatives.
+
+        They are by ln(half width), 1/beta, and the shares of turbulence and of diffracted light:
+        ``(k, 4)``.
+        """
+        width2 = profile.half_width**2
+        square = self.square / width2
+        value, by_square, *others = profile.slopes_at(square)
+        slopes = np.stack([-2 * (value + square * by_square), *others], axis=1)
+        return self.mean @ value / width2, self.mean @ slopes / width2
 
 
 def _rings(left: Array, weight: Array, profile: _Moffat) -> _Rings:
@@ -1588,9 +1676,13 @@ def _fit_rings(
     )
     free = 5 if diffracted else 4
 
-    def deviation_of(values: Array) -> Array:
-        rest = target - basis @ (values[0] * rings.of(shaped(values)))
-        return np.append(rest, ((values - expected[:free]) / spread[:free]))
+    def deviation_of(values: Array) -> tuple[Array, Array]:
+        model, slopes = rings.slopes_of(shaped(values))
+        design = basis @ np.column_stack([model, values[0] * slopes[:, : free - 1]])
+        rest = np.append(
+            target - basis @ (values[0] * model), (values - expected[:free]) / spread[:free]
+        )
+        return rest, np.concatenate([-design, np.diag(1 / spread[:free])])
 
     values, rest, slopes = _least_squares(
         deviation_of, start[:free].clip(lower[:free], upper[:free]), lower[:free], upper[:free]
@@ -1604,43 +1696,61 @@ def _fit_rings(
 
 
 def _least_squares(
-    deviation_of: Callable[[Array], Array], values: Array, lower: Array, upper: Array
+    deviation_of: Callable[[Array], tuple[Array, Array]],
+    values: Array,
+    lower: Array,
+    upper: Array,
+    *,
+    relative: float = 0.0,
 ) -> tuple[Array, Array, Array]:
     """Bounded least squares: values, deviations there, and their slopes.
 
-    For so few numbers SciPy's takes three times as long.
+    ``deviation_of`` returns deviations and slopes.  The fit ends where the gain of the sum of
+    squares is less than 0.01, or less than a part ``relative`` of it.  For so few numbers SciPy's
+    takes several times as long.
     """
-    rest = deviation_of(values)
+    rest, slopes = deviation_of(values)
+    first = 0
     for _ in range(_RING_ROUNDS):
-        moved = [deviation_of(values + step) - rest for step in _SLIGHT * np.eye(len(values))]
-        slopes = np.stack(moved, axis=1) / _SLIGHT
-        pull, normal = slopes.T @ rest, slopes.T @ slopes
-        for damping in (0.0, 0.01, 0.1, 1.0, 10.0):
-            # Values that would leave the bounds stay on them; the others are solved without them.
-            damped = normal + damping * np.diag(normal.diagonal())
-            there, inside = values.copy(), np.ones(len(values), dtype=bool)
-            for _ in range(len(values)):
-                known = pull + damped @ np.where(inside, 0.0, there - values)
-                there[inside] = (
-                    values
-                    - np.linalg.solve(
-                        np.where(np.outer(inside, inside), damped, np.eye(len(values))),
-                        np.where(inside, known, 0.0),
-                    )
-                )[inside]
-                outside = (there < lower) | (there > upper)
-                if not outside.any():
-                    break
-                there = there.clip(lower, upper)
-                inside &= ~outside
-            then = deviation_of(there)
-            gain = float(rest @ rest - then @ then)
+        pull, normal, total = slopes.T @ rest, slopes.T @ slopes, float(rest @ rest)
+        gain = 0.0
+        # The damping that was needed last is a good guess.
+        for attempt in range(max(first - 1, 0), len(_DAMPINGS)):
+            there = _damped_step(values, pull, normal, _DAMPINGS[attempt], lower, upper)
+            then, slopes_there = deviation_of(there)
+            gain = total - float(then @ then)
             if gain > 0:
-                values, rest = there, then
+                values, rest, slopes, first = there, then, slopes_there, attempt
                 break
-        if gain < _LITTLE_GAIN:
+        if gain < max(_LITTLE_GAIN if not relative else 0.0, relative * total):
             break
     return values, rest, slopes
+
+
+def _damped_step(
+    values: Array, pull: Array, normal: Array, damping: float, lower: Array, upper: Array
+) -> Array:
+    """Values after a step of Levenberg and Marquardt.
+
+    Values that would leave the bounds stay on them; the others are solved without them.
+    """
+    damped = normal + damping * np.diag(normal.diagonal())
+    there, inside = values.copy(), np.ones(len(values), dtype=bool)
+    for _ in range(len(values)):
+        known = pull + damped @ np.where(inside, 0.0, there - values)
+        there[inside] = (
+            values
+            - np.linalg.solve(
+                np.where(np.outer(inside, inside), damped, np.eye(len(values))),
+                np.where(inside, known, 0.0),
+            )
+        )[inside]
+        outside = (there < lower) | (there > upper)
+        if not outside.any():
+            break
+        there = there.clip(lower, upper)
+        inside &= ~outside
+    return there
 
 
 def _diffraction(stars: _Stars, profile: _Moffat) -> tuple[_Moffat | None, float]:

@@ -51,12 +51,14 @@ def shifted_stamps(
         ``(n, ny, nx)``, or ``(n, 2 half + 1, 2 half + 1)``, of the images' type.
     """
     ny, nx = stamps.shape[1:]
-    along = _moves(ny, dy, order, mode, half).astype(stamps.dtype, copy=False)
-    across = _moves(nx, dx, order, mode, half).astype(stamps.dtype, copy=False)
+    along = _moves(ny, dy, order, mode, half, stamps.dtype)
+    across = _moves(nx, dx, order, mode, half, stamps.dtype)
     return along @ stamps @ across.transpose(0, 2, 1)
 
 
-def _moves(side: int, shift: Array, order: int, mode: str, half: int | None) -> Array:
+def _moves(
+    side: int, shift: Array, order: int, mode: str, half: int | None, dtype: np.dtype[Any]
+) -> Array:
     """Matrices that move lines of pixels, ``(n, rows, side)``."""
     places = np.arange(side)
     if half is not None:
@@ -74,11 +76,12 @@ def _moves(side: int, shift: Array, order: int, mode: str, half: int | None) -> 
     # Beyond its ends a spline goes on as in a mirror.
     knot = np.abs(first[..., None] + np.arange(order + 1))
     knot = np.where(knot >= len(coefficients), 2 * (len(coefficients) - 1) - knot, knot)
-    spread = np.zeros((*place.shape, len(coefficients)))
+    spread = np.zeros((*place.shape, len(coefficients)), dtype)
     star, row = np.ogrid[: len(place), : place.shape[1]]
     for k in range(order + 1):
         spread[star, row, knot[..., k]] += weights[..., k]
-    return spread @ coefficients
+    result: Array = spread @ coefficients.astype(dtype, copy=False)
+    return result
 
 
 @functools.lru_cache(maxsize=16)
@@ -147,12 +150,12 @@ def grown_stamps(stamps: Array, reach: int) -> Array:
     grown
         ``(n, ny, nx)`` boolean.
     """
-    grown = stamps
-    for axis in (1, 2):
-        line = np.moveaxis(grown, axis, -1)
-        wider = line.copy()
-        for step in range(1, reach + 1):
-            wider[..., step:] |= line[..., :-step]
-            wider[..., :-step] |= line[..., step:]
-        grown = np.moveaxis(wider, -1, axis)
-    return grown
+    runs = np.pad(stamps, ((0, 0), (reach, reach), (reach, reach)))
+    length, whole = 1, 2 * reach + 1
+    while length < whole:
+        # Runs of twice the length, or of what is left.
+        step = min(length, whole - length)
+        runs = runs[:, step:] | runs[:, :-step]
+        runs = runs[:, :, step:] | runs[:, :, :-step]
+        length += step
+    return runs
