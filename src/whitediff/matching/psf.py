@@ -1423,15 +1423,15 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
     spread = np.hypot(sigma[:, None, None], np.array(_SCATTERS))
     star = _normal(off / spread) / spread
     wider = scipy.special.ndtr(off / sigma[:, None, None])
-    evidence, galaxies = [], []
+    evidence, galaxies, total = [], [], np.empty_like(star)
     for widest in _GALAXY_WIDTHS:
         galaxies.append(
             (wider - scipy.special.ndtr((off - widest) / sigma[:, None, None])) / widest
         )
         for part in _STAR_PARTS:
-            evidence.append(
-                _log_product(part * star + (1 - part - _OTHERS) * galaxies[-1] + _OTHERS)
-            )
+            np.multiply(star, part, out=total)
+            total += (1 - part - _OTHERS) * galaxies[-1] + _OTHERS
+            evidence.append(_log_product(total))
     likelihood = np.stack(evidence)
     largest = float(likelihood.max())
     likelihood = np.exp(likelihood - largest)
