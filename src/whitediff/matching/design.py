@@ -159,26 +159,23 @@ class Design:
 
     def _sum(self, grams: Array, used: Array) -> Array:
         """Normal matrix of the unknowns: the sum over the stamps that are used."""
-        table = self._unknown_of()
-        m, n_terms = table.shape
-        grams = grams[used]
-        terms = np.zeros((len(grams), 2, n_terms))
-        terms[:, 0, : self.kernel_terms.shape[1]] = self.kernel_terms[used]
-        terms[:, 1, : self.background_terms.shape[1]] = self.background_terms[used]
-        total = np.zeros((self.size, self.size))
-        rows = [(slice(0, m - 1), 0), (slice(m - 1, m), 1)]
-        for part, kind in rows:
-            for other, other_kind in rows:
-                block = grams[:, part, other].reshape(len(grams), -1)
-                for p in range(n_terms):
-                    for q in range(n_terms):
-                        weight = terms[:, kind, p] * terms[:, other_kind, q]
-                        row, column = table[part, p], table[other, q]
-                        if not weight.any() or row.max() < 0 or column.max() < 0:
-                            continue
-                        summed = (weight @ block).reshape(len(row), len(column))
-                        kept = summed[np.ix_(row >= 0, column >= 0)]
-                        total[np.ix_(row[row >= 0], column[column >= 0])] = kept
+        grams, kernel, level = grams[used], self.kernel_terms[used], self.background_terms[used]
+        n, n_kernel, m = len(grams), kernel.shape[1], grams.shape[1] - 1
+        # Products of matrices: the terms of all stamps with their grams.
+        pairs = (kernel[:, :, None] * kernel[:, None, :]).reshape(n, -1)
+        both = (pairs.T @ grams[:, :-1, :-1].reshape(n, -1)).reshape(n_kernel, n_kernel, m, m)
+        both = both.transpose(2, 0, 3, 1).reshape(m * n_kernel, -1)
+        mixed = np.einsum("np,nb,nq->bpq", kernel, grams[:, :-1, -1], level, optimize=True)
+        mixed = mixed.reshape(m * n_kernel, -1)
+        # The first coefficient may have fewer terms.
+        kept = np.r_[: self.first, n_kernel : m * n_kernel]
+        total = np.empty((self.size, self.size))
+        _, _, background = self._parts()
+        unknowns = slice(0, background.start)
+        total[unknowns, unknowns] = both[np.ix_(kept, kept)]
+        total[unknowns, background] = mixed[kept]
+        total[background, unknowns] = mixed[kept].T
+        total[background, background] = (level * grams[:, -1:, -1]).T @ level
         return total
 
     def _sum_right(self, rights: Array, used: Array) -> Array:

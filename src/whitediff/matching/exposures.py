@@ -53,7 +53,7 @@ from .convolution import preconvolved
 from .design import FitOptions
 from .differential_background import BackgroundModel, BackgroundSearch, differential_structure
 from .fitted_stars import star_table
-from .fluxes import ComparedImages, FluxRatio, flux_ratio
+from .fluxes import ComparedImages, FluxRatio, flux_ratios
 from .local_skies import sum_with_local_skies
 from .normals import Normals, normal_equations
 from .preparation import Pair
@@ -803,18 +803,17 @@ def _measured_sums(
     ny, nx = missing.shape
     radius = max(_APERTURE * max(pair.science_fwhm, pair.template_fwhm), _SMALLEST_APERTURE)
 
-    def measured(which: Array, radius: float, within: float | None = None) -> FluxRatio:
-        x, y = sources.x[which], sources.y[which]
-        local = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
-        return flux_ratio(images, x, y, radius=radius, expected=local, within=within)
-
     def by_best_aperture(which: Array) -> FluxRatio:
         # Profiles of different widths lose different shares of their wings; the faster the ratio
         # still changes with the radius, the more.  A larger aperture loses less, but its noise
         # and its neighbours are more.
         tried = []
+        x, y = sources.x[which], sources.y[which]
+        expected = fit.coefficients_at(2 * (x + 0.5) / nx - 1, 2 * (y + 0.5) / ny - 1)[:, 0]
         for each in (radius, _LARGER * radius):
-            found, inner = measured(which, each), measured(which, each, each / _LARGER)
+            found, inner = flux_ratios(
+                images, x, y, radius=each, expected=expected, within=(each, each / _LARGER)
+            )
             beyond = _LEFT_BEYOND * abs(found.value - inner.value)
             tried.append(dataclasses.replace(found, error=math.hypot(found.error, beyond)))
         best = min(tried, key=lambda ratio: ratio.error if math.isfinite(ratio.error) else math.inf)

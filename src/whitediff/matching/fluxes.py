@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ import scipy
 from ..numerics.polynomials import chebyshev_products
 from ..numerics.stats import median_deviation
 
-__all__ = ["ComparedImages", "FluxRatio", "FluxTrend", "flux_ratio"]
+__all__ = ["ComparedImages", "FluxRatio", "FluxTrend", "flux_ratio", "flux_ratios"]
 
 type Array = npt.NDArray[Any]
 
 _GAP, _RING, _NARROWEST = 1.1, 1.7, 8.0
 """Inner and outer radius of the ring around an aperture, over the aperture's radius; and least
 difference of the outer radius and the aperture's, in pixels."""
+_CHUNK = 64
+"""Stars that are measured at a time."""
 _CLIP = 3.0
 _PASSES = 4
 _FEWEST = 3
@@ -101,15 +104,33 @@ class ComparedImages:
 
 
 def flux_ratio(
+    images: ComparedImages, x: Array, y: Array, *, radius: float, expected: Array
+) -> FluxRatio:
+    """Ratio of stars' fluxes in two images, over the expected ratio, by photometry in apertures.
+
+    Parameters
+    ----------
+    images, x, y, radius, expected
+        As for `flux_ratios`.
+
+    Returns
+    -------
+    ratio
+        `FluxRatio`: measured ratio over the expected one.
+    """
+    return flux_ratios(images, x, y, radius=radius, expected=expected, within=(radius,))[0]
+
+
+def flux_ratios(
     images: ComparedImages,
     x: Array,
     y: Array,
     *,
     radius: float,
     expected: Array,
-    within: float | None = None,
-) -> FluxRatio:
-    """Ratio of stars' fluxes in two images, over the expected ratio, by photometry in apertures.
+    within: Sequence[float],
+) -> list[FluxRatio]:
+    """Ratios of stars' fluxes as from `flux_ratio`, within several radii.
 
     Parameters
     ----------
@@ -122,45 +143,100 @@ def flux_ratio(
     expected
         ``(n,)`` expected flux in the target over the flux in the source.
     within
-        Radius of the part of the aperture whose light is compared, pixels; all of it if None.
+        Radii of the parts of the aperture whose light is compared, pixels.
 
     Returns
     -------
-    ratio
-        `FluxRatio`: measured ratio over the expected one.
+    ratios
+        `FluxRatio` for each radius: measured ratio over the expected one.
 
     Notes
     -----
     A star's background is the median of the ring around its aperture.  Stars beyond three
     standard deviations do not count; these include a star's own noise and a scatter common to all.
     """
-    planes = (images.source, images.source_variance), (images.target, images.target_variance)
     outer = max(_RING * radius, radius + _NARROWEST)
     reach = math.ceil(outer)
     ny, nx = images.source.shape
+    i, j = np.round(x).astype(int), np.round(y).astype(int)
+    whole = (i >= reach) & (i < nx - reach) & (j >= reach) & (j < ny - reach)
+    which = np.flatnonzero(whole)
+    parts = [
+        _photometry(images, x[part], y[part], (radius, outer), within)
+        for part in (which[k : k + _CHUNK] for k in range(0, max(len(which), 1), _CHUNK))
+    ]
+    kept, fluxes, squares = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
+    which = which[kept]
+    factor = np.stack([expected[which], np.ones(len(which))], axis=1)
+    place = np.stack([2 * (x[which] + 0.5) / nx - 1, 2 * (y[which] + 0.5) / ny - 1], axis=1)
+    found = []
+    for flux, square in zip(fluxes, squares, strict=True):
+        pairs = flux.T * factor, np.sqrt(square.T) * factor
+        ratio = _robust_ratio(*pairs)
+        if math.isfinite(ratio.value):
+            ratio = dataclasses.replace(ratio, trend=_trend(*pairs, place, ratio.value))
+        found.append(ratio)
+    return found
+
+
+def _photometry(
+    images: ComparedImages,
+    x: Array,
+    y: Array,
+    radii: tuple[float, float],
+    within: Sequence[float],
+) -> tuple[Array, Array, Array]:
+    """Fluxes of stars in both images, and their variances, ``(k, 2, n)`` for k radii ``within``.
+
+    Before them ``(m,)`` boolean: which stars these are.  Left out are stars with missing pixels in
+    the aperture, or few in the ring around it; ``radii`` are those of the aperture and the ring.
+    """
+    radius, outer = radii
+    reach = math.ceil(outer)
     offset = np.arange(-reach, reach + 1)
-    fluxes, noises, places = [], [], []
-    for column, row, factor in zip(x, y, expected, strict=True):
-        i, j = round(float(column)), round(float(row))
-        if not (reach <= i < nx - reach and reach <= j < ny - reach):
-            continue
-        part = np.s_[j - reach : j + reach + 1, i - reach : i + reach + 1]
-        distance = np.hypot(offset[None, :] - (column - i), offset[:, None] - (row - j))
-        inside, good = distance <= radius, ~images.missing[part]
-        ring = (distance > _GAP * radius) & (distance <= outer) & good & ~images.sources[part]
-        if not good[inside].all() or np.count_nonzero(ring) < np.count_nonzero(inside) / 4:
-            continue
-        if within is not None:
-            inside = distance <= within
-        flux, noise = np.array([_photometry(*plane, part, inside, ring) for plane in planes]).T
-        fluxes.append(flux * (factor, 1))
-        noises.append(noise * (factor, 1))
-        places.append((2 * (column + 0.5) / nx - 1, 2 * (row + 0.5) / ny - 1))
-    pairs = np.array(fluxes).reshape(-1, 2), np.array(noises).reshape(-1, 2)
-    ratio = _robust_ratio(*pairs)
-    if not math.isfinite(ratio.value):
-        return ratio
-    return dataclasses.replace(ratio, trend=_trend(*pairs, np.array(places), ratio.value))
+    i, j = (np.round(place).astype(int)[:, None, None] for place in (x, y))
+    at = j + offset[:, None], i + offset
+    distance = np.hypot(at[1] - x[:, None, None], at[0] - y[:, None, None])
+    inside, good = distance <= radius, ~images.missing[at]
+    ring = (distance > _GAP * radius) & (distance <= outer) & good & ~images.sources[at]
+    count = np.count_nonzero(ring, axis=(1, 2))
+    kept = ~(inside & ~good).any(axis=(1, 2))
+    kept &= count >= np.count_nonzero(inside, axis=(1, 2)) / 4
+    at = at[0][kept], at[1][kept]
+    ring, count, distance = ring[kept], count[kept], distance[kept]
+    fluxes = np.empty((len(within), 2, len(count)))
+    squares = np.empty_like(fluxes)
+    planes = (images.source, images.source_variance), (images.target, images.target_variance)
+    for which, (image, variance) in enumerate(planes):
+        pixels, noise = image[at].astype(np.float64), variance[at].astype(np.float64)
+        # Pixels that were interpolated have no variance of their own.
+        noise = np.where(np.isfinite(noise) & (noise > 0), noise, np.nan)
+        noise[np.isnan(noise).all(axis=(1, 2))] = 0
+        pixels -= _medians(pixels, ring, count)[:, None, None]
+        level_noise = _mean_of_known(noise, ring) / count
+        for k, limit in enumerate(within):
+            core = distance <= limit
+            number = np.count_nonzero(core, axis=(1, 2))
+            fluxes[k, which] = np.where(core, pixels, 0).sum(axis=(1, 2))
+            squares[k, which] = number * _mean_of_known(noise, core) + number**2 * level_noise
+    return kept, fluxes, squares
+
+
+def _medians(values: Array, use: Array, count: Array) -> Array:
+    """Median of each stamp's used pixels, of which there are ``count``."""
+    ordered = np.sort(np.where(use, values, np.inf).reshape(len(values), -1), axis=1)
+    star = np.arange(len(values))
+    result: Array = (ordered[star, (count - 1) // 2] + ordered[star, count // 2]) / 2
+    return result
+
+
+def _mean_of_known(values: Array, use: Array) -> Array:
+    """Mean of each stamp's used values that are not NaN; NaN where there is none."""
+    known = use & ~np.isnan(values)
+    count = np.count_nonzero(known, axis=(1, 2))
+    total = np.where(known, values, 0).sum(axis=(1, 2))
+    result: Array = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return result
 
 
 def _trend(fluxes: Array, noises: Array, places: Array, ratio: float) -> FluxTrend | None:
@@ -230,20 +306,6 @@ def _fitted(terms: Array, value: Array, weight: Array) -> tuple[Array, float, Ar
     inverse = np.linalg.pinv((terms * weight[:, None]).T @ terms, hermitian=True)
     solution = inverse @ (terms.T @ (weight * value))
     return solution, float(weight @ (value - terms @ solution) ** 2), inverse
-
-
-def _photometry(
-    image: Array, variance: Array, part: Any, inside: Array, ring: Array
-) -> tuple[float, float]:
-    pixels, noise = image[part].astype(np.float64), variance[part].astype(np.float64)
-    # Pixels that were interpolated have no variance of their own.
-    noise = np.where(np.isfinite(noise) & (noise > 0), noise, np.nan)
-    if np.isnan(noise).all():
-        noise = np.zeros_like(noise)
-    n = np.count_nonzero(inside)
-    level = float(np.median(pixels[ring]))
-    square = n * np.nanmean(noise[inside]) + n**2 * np.nanmean(noise[ring]) / ring.sum()
-    return float(pixels[inside].sum() - n * level), math.sqrt(square)
 
 
 def _robust_ratio(fluxes: Array, noises: Array) -> FluxRatio:

@@ -18,7 +18,7 @@ from ..exposures.model import Exposure
 from ..exposures.psf import as_kernel_psf
 from ..matching.convolution import convolved_exposure, preconvolved
 from ..matching.differential_background import BackgroundSearch
-from ..matching.fluxes import ComparedImages, FluxRatio, flux_ratio
+from ..matching.fluxes import ComparedImages, FluxRatio, flux_ratios
 from ..matching.preparation import Pair, prepare, width_stars
 from ..noise.exposures import PairSources, rescaled
 from ..stars.candidates import static_sources
@@ -226,17 +226,14 @@ def judge_kernel(pair: Pair, solution: Solution) -> KernelJudgement:
         pair.source_levels.either,
     )
 
-    def ratio(within: float | None = None) -> FluxRatio:
-        return flux_ratio(
-            images,
-            pair.sources.x[which],
-            pair.sources.y[which],
-            radius=wide,
-            expected=np.ones(len(which)),
-            within=within,
-        )
-
-    light, core = ratio(), ratio(max(_CORE * fwhm, _LEAST_CORE))
+    light, core = flux_ratios(
+        images,
+        pair.sources.x[which],
+        pair.sources.y[which],
+        radius=wide,
+        expected=np.ones(len(which)),
+        within=(wide, max(_CORE * fwhm, _LEAST_CORE)),
+    )
     return KernelJudgement(
         light,
         dataclasses.replace(
