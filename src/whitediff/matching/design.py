@@ -163,8 +163,8 @@ class Design:
         n, n_kernel, m = len(grams), kernel.shape[1], grams.shape[1] - 1
         # Products of matrices: the terms of all stamps with their grams.
         pairs = (kernel[:, :, None] * kernel[:, None, :]).reshape(n, -1)
-        both = (pairs.T @ grams[:, :-1, :-1].reshape(n, -1)).reshape(n_kernel, n_kernel, m, m)
-        both = both.transpose(2, 0, 3, 1).reshape(m * n_kernel, -1)
+        summed = (pairs.T @ grams[:, :-1, :-1].reshape(n, -1)).reshape(n_kernel, n_kernel, m, m)
+        both = summed.transpose(2, 0, 3, 1).reshape(m * n_kernel, -1)
         mixed = np.einsum("np,nb,nq->bpq", kernel, grams[:, :-1, -1], level, optimize=True)
         mixed = mixed.reshape(m * n_kernel, -1)
         # The first coefficient may have fewer terms.

@@ -1455,7 +1455,7 @@ def _narrow_end(excess: Array, error: Array, fits: Array) -> _NarrowEnd:
 def _log_product(values: Array) -> Array:
     """Logarithm of the product over the first axis, of factors between 1e-3 and 1e3."""
     parts = np.array_split(values, math.ceil(len(values) / _FACTORS))
-    result: Array = sum(np.log(part.prod(axis=0)) for part in parts)
+    result: Array = np.sum([np.log(part.prod(axis=0)) for part in parts], axis=0)
     return result
 
 

@@ -65,7 +65,7 @@ _DEEP = (4, 16)
 `_DEPTH` times the spacing."""
 
 _DEPTH = 4
-_BATCH = 1 << 12
+_BATCH, _MOST_PATTERNS = 1 << 12, 1 << 13
 _STRIP = 1 << 20
 
 
@@ -281,8 +281,29 @@ def _neighbours(good: Array, ys: Array, xs: Array) -> tuple[Array, Array, Array,
     y, x = np.where(inside, y, 0), np.where(inside, x, 0)
     present = good[y, x] & inside
     code = present @ (np.uint64(1) << np.arange(dy.size, dtype=np.uint64))
-    _, first, pattern = np.unique(code, return_index=True, return_inverse=True)
-    return y, x, present, _weights(present[first])[pattern]
+    codes, first, pattern = np.unique(code, return_index=True, return_inverse=True)
+    return y, x, present, _remembered_weights(codes.tolist(), present[first])[pattern]
+
+
+_known_weights: dict[int, Array] = {}
+"""Weights by the pattern of good neighbours.  The same pixels are bad in all that is made of an
+image, and few patterns are frequent."""
+
+
+def _remembered_weights(codes: list[int], present: Array) -> Array:
+    """Weights as from `_weights`, for patterns with some codes."""
+    known = [_known_weights.get(code) for code in codes]
+    new = np.array([row is None for row in known], dtype=bool)
+    weights = np.empty(present.shape)
+    for k in np.flatnonzero(~new):
+        weights[k] = known[k]
+    if new.any():
+        weights[new] = _weights(present[new])
+        if len(_known_weights) > _MOST_PATTERNS:
+            _known_weights.clear()
+        for k in np.flatnonzero(new):
+            _known_weights[codes[k]] = weights[k].copy()
+    return weights
 
 
 def _weights(present: Array) -> Array:
@@ -306,7 +327,8 @@ def _weights(present: Array) -> Array:
             right = np.zeros((n + 1, 1))
             right[0] = 1
             np.put_along_axis(solution, unknown, np.linalg.solve(block, right)[..., 0], axis=1)
-            found = -(solution @ precision)[:, 1:] * present[members]
+            # Each row by itself: a product of matrices rounds otherwise with other rows beside it.
+            found = -np.einsum("ij,jk->ik", solution, precision)[:, 1:] * present[members]
             total = found.sum(axis=1)
             noise = np.einsum("ij,ij->i", found, found)
             accepted = (np.abs(total - 1) < 1e-6) & (noise <= _LARGEST_NOISE**2)
