@@ -13,6 +13,7 @@ import click
 from ..options import declarations, from_words, words_of
 from ..reading import VarianceSource
 from .command import Option
+from .startup import spare_imports
 
 __all__ = ["each_detector", "hdu_option", "named_output"]
 
@@ -82,6 +83,7 @@ def each_detector(
     ArgumentError
         If the outputs of two detectors would have the same name.
     """
+    spare_imports()
     if not wanted:
         run(options, **files)
         return

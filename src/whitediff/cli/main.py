@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,27 +11,45 @@ import click
 from .. import __version__
 from ..numerics.memory import return_freed_memory
 from ..outputs import noting
-from .align import align
-from .batch import batch
-from .butler import butler
-from .check import check
-from .convert import convert
-from .decorrelate import decorrelate
-from .decorrelate_stack import decorrelate_stack
-from .demo import demo
-from .detect import detect
-from .evaluate import evaluate
-from .info import info
-from .inject import inject
-from .kernel import kernel
-from .report import report
-from .simulate import simulate
-from .subtract import subtract
 
 __all__ = ["cli", "main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = (
+    "subtract",
+    "batch",
+    "butler",
+    "align",
+    "decorrelate",
+    "decorrelate-stack",
+    "check",
+    "info",
+    "kernel",
+    "convert",
+    "detect",
+    "report",
+    "inject",
+    "evaluate",
+    "simulate",
+    "demo",
+)
+
+
+class _Commands(click.Group):
+    """Group whose commands are loaded when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        found: click.Command = getattr(importlib.import_module(f".{name}", __package__), name)
+        return found
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="whitediff")
 def cli() -> None:
     """Difference images with white noise.
@@ -40,27 +59,6 @@ def cli() -> None:
 
     Exit code: 0 done, 1 failed, 2 wrong usage.
     """
-
-
-for command in (
-    subtract,
-    batch,
-    butler,
-    align,
-    decorrelate,
-    decorrelate_stack,
-    check,
-    info,
-    kernel,
-    convert,
-    detect,
-    report,
-    inject,
-    evaluate,
-    simulate,
-    demo,
-):
-    cli.add_command(command)
 
 
 def main() -> None:

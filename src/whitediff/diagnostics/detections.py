@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import astropy.wcs
 import numpy as np
 import numpy.typing as npt
 from astropy.table import Table
@@ -170,6 +169,8 @@ def sky_grid(exposure: Exposure) -> dict[str, object] | None:
         of the first pixel to the centre of the last, row by row from the smallest y.  None
         without a WCS, or if it gives no finite coordinates.
     """
+    from astropy.wcs import WcsError
+
     # Vectors, since right ascension cannot be interpolated across 0° or near a pole.
     wcs = exposure.wcs
     if wcs is None:
@@ -178,7 +179,7 @@ def sky_grid(exposure: Exposure) -> dict[str, object] | None:
     x, y = np.meshgrid(np.linspace(0, nx - 1, _GRID), np.linspace(0, ny - 1, _GRID))
     try:
         sky = wcs.pixel_to_world(x, y).icrs
-    except (ValueError, AttributeError, astropy.wcs.WcsError):
+    except (ValueError, AttributeError, WcsError):
         return None
     vectors = np.stack([axis.value for axis in sky.cartesian.xyz], -1)
     if not np.isfinite(vectors).all():

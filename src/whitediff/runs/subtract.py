@@ -34,15 +34,12 @@ from .cards import (
     significance_cards,
     values_of,
 )
-from .detect import run_detection
 from .inputs import name_of, path_of, read_input, read_psf
 from .numbers import numbers_of, write_numbers
 from .options import DetectOptions, MeasureOptions, ReportOptions, SubtractOptions
-from .picture import draw, found_on
 from .recipes import as_asked, recipe_of
 from .record import RunRecord, recorded
 from .refusals import check_given
-from .report import run_report
 from .running import running
 
 if TYPE_CHECKING:
@@ -199,6 +196,8 @@ def run_subtraction(
             del made, finished
         _write_further(science, template, options, written)
         if drawn is not None:
+            from .picture import draw, found_on
+
             begin("drawing")
             draw(
                 drawn.science,
@@ -439,7 +438,10 @@ def _write_further(
     image, score = (
         None if path is None else str(path) for path in (options.output, options.score_output)
     )
+    # Loaded only where they are asked for: most runs make a difference alone.
     if options.catalog is not None:
+        from .detect import run_detection
+
         run_detection(
             str(image),
             DetectOptions(
@@ -453,6 +455,8 @@ def _write_further(
             ),
         )
     if options.report is not None:
+        from .report import run_report
+
         run_report(
             str(image or score),
             ReportOptions(
