@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from ..numerics.threads import scipy_part
 from ..numerics.transformation import Affine, fit_affine
 from .stars import StarList
 
@@ -278,8 +279,8 @@ def _together(
 ) -> tuple[Array, Array]:
     """Stars that are each other's nearest within a tolerance, in the larger image pixels."""
     there, limit = guess(first.yx), tolerance * max(1.0, guess.scale)
-    distance, j = scipy.spatial.cKDTree(second.yx).query(there)
-    _, back = scipy.spatial.cKDTree(there).query(second.yx)
+    distance, j = scipy_part("spatial").cKDTree(second.yx).query(there)
+    _, back = scipy_part("spatial").cKDTree(there).query(second.yx)
     i = np.flatnonzero((distance < limit) & (back[j] == np.arange(len(there))))
     return i, j[i]
 

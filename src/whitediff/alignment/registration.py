@@ -14,7 +14,7 @@ import scipy
 from ..errors import ArgumentError, DataError
 from ..exposures.model import Exposure
 from ..noise.exposures import sources_apart, untrusted_pixels
-from ..numerics.threads import in_threads, single_threaded_algebra
+from ..numerics.threads import in_threads, scipy_part, single_threaded_algebra
 from ..numerics.transformation import Affine, Correction, Displacements, fit_affine, fit_change
 from ..stars.candidates import Sources
 from .correlation import correlated_shift
@@ -328,8 +328,8 @@ def _linear(science: Exposure, template: Exposure) -> Affine | None:
 
 def _nearest(there: Array, places: Array, tolerance: float) -> tuple[Array, Array]:
     known = np.flatnonzero(np.isfinite(there).all(axis=1))
-    distance, j = scipy.spatial.cKDTree(places).query(there[known])
-    _, back = scipy.spatial.cKDTree(there[known]).query(places)
+    distance, j = scipy_part("spatial").cKDTree(places).query(there[known])
+    _, back = scipy_part("spatial").cKDTree(there[known]).query(places)
     own = np.flatnonzero((distance < tolerance) & (back[j] == np.arange(len(known))))
     return known[own], j[own]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import scipy
 
 from ..numerics.stats import half_sample_mode
+from ..numerics.threads import scipy_part
 from .surface import BRIGHT, MARGIN, Surface
 
 __all__ = [
@@ -160,7 +160,7 @@ class RoundPeaks:
         """
         if not len(self) or not len(others):
             return np.zeros(len(self), bool)
-        tree = scipy.spatial.cKDTree(np.stack([others.row, others.column], axis=1))
+        tree = scipy_part("spatial").cKDTree(np.stack([others.row, others.column], axis=1))
         distance, _ = tree.query(np.stack([self.row, self.column], axis=1))
         result: Array = distance <= _SAME_PEAK
         return result
@@ -379,7 +379,7 @@ def _of_diffraction(surface: Surface, at: Array, q: Array, stars: RoundPeaks) ->
     # Width of a Gaussian with that q.
     sigma = math.sqrt(-1 / (2 * math.log(np.clip(q[:2].mean(), _SHARPEST, 0.99))))
     places = np.stack(np.divmod(at, width), axis=1)
-    tree = scipy.spatial.cKDTree(np.stack(np.divmod(heart, width), axis=1))
+    tree = scipy_part("spatial").cKDTree(np.stack(np.divmod(heart, width), axis=1))
     near = tree.query_ball_point(places, _RINGS * sigma)
     pixel = np.repeat(np.arange(len(at)), [len(each) for each in near])
     star = heart[np.concatenate([np.array(each, int) for each in near])]

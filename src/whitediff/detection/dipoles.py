@@ -18,6 +18,7 @@ import scipy
 from ..noise.significance import Significance
 from ..numerics.profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM
 from ..numerics.sinc import moved_stamps
+from ..numerics.threads import scipy_part
 from .peaks import Blends, Peaks
 from .photometry import (
     Frame,
@@ -222,7 +223,7 @@ def opposite_lobes(peaks: Peaks, fwhm: float) -> Array:
     if n < 2:
         return partner
     side, height = np.sign(peaks.significance), np.abs(peaks.significance)
-    tree = scipy.spatial.cKDTree(np.stack([peaks.x, peaks.y], axis=1))
+    tree = scipy_part("spatial").cKDTree(np.stack([peaks.x, peaks.y], axis=1))
     pairs = tree.query_pairs(_REACH * fwhm, output_type="ndarray")
     pairs = pairs[side[pairs[:, 0]] != side[pairs[:, 1]]]
     order = np.argsort(-np.minimum(height[pairs[:, 0]], height[pairs[:, 1]]), kind="stable")

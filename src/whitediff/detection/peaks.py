@@ -20,7 +20,7 @@ from ..noise.significance import Significance
 from ..numerics import planes
 from ..numerics.groups import connected
 from ..numerics.sinc import REACH, interpolation_weights
-from ..numerics.threads import in_threads
+from ..numerics.threads import in_threads, scipy_part
 
 __all__ = [
     "Blends",
@@ -327,7 +327,7 @@ def _distinct(peaks: Peaks) -> Peaks:
     """Peaks without those that lie on a higher one of the same sign."""
     if len(peaks) < 2:
         return peaks
-    tree = scipy.spatial.cKDTree(np.stack([peaks.x, peaks.y], axis=1))
+    tree = scipy_part("spatial").cKDTree(np.stack([peaks.x, peaks.y], axis=1))
     pairs = tree.query_pairs(_SAME_PEAK, output_type="ndarray")
     if len(pairs) == 0:
         return peaks
@@ -377,7 +377,7 @@ class Responses:
         """
         if len(self.x) == 1:
             return np.zeros(len(x), int)
-        tree = scipy.spatial.cKDTree(np.stack([self.x, self.y], axis=1))
+        tree = scipy_part("spatial").cKDTree(np.stack([self.x, self.y], axis=1))
         return np.asarray(tree.query(np.stack([x, y], axis=1))[1])
 
     def at(self, x: Array, y: Array, dx: Array, dy: Array) -> Array:
@@ -523,14 +523,12 @@ def _amplitudes(significance: Array, alive: Array, pairs: tuple[Array, ...]) -> 
     amplitude = significance.copy()
     touched = np.unique(i)
     if len(touched):
-        # SciPy loads this submodule only if it is imported by name.
-        from scipy.sparse.linalg import spsolve
-
         index = np.full(len(significance), -1)
         index[touched] = np.arange(len(touched))
-        own = scipy.sparse.identity(len(touched), format="csc")
-        others = scipy.sparse.csc_matrix((overlap, (index[i], index[j])), shape=own.shape)
-        amplitude[touched] = spsolve(own + others, significance[touched])
+        own = scipy_part("sparse").identity(len(touched), format="csc")
+        others = scipy_part("sparse").csc_matrix((overlap, (index[i], index[j])), shape=own.shape)
+        solve = scipy_part("sparse.linalg").spsolve
+        amplitude[touched] = solve(own + others, significance[touched])
     return amplitude
 
 
@@ -540,7 +538,7 @@ def _overlaps(peaks: Peaks, responses: Responses) -> tuple[Array, Array, Array]:
     if len(peaks) < 2:
         return empty
     x, y = peaks.x, peaks.y
-    tree = scipy.spatial.cKDTree(np.stack([x, y], axis=1))
+    tree = scipy_part("spatial").cKDTree(np.stack([x, y], axis=1))
     pairs = tree.query_pairs(responses.reach, output_type="ndarray")
     if not len(pairs):
         return empty

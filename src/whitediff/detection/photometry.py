@@ -20,7 +20,7 @@ import scipy
 
 from ..numerics import planes
 from ..numerics.sinc import moved_stamps
-from ..numerics.threads import in_threads, single_threaded_algebra
+from ..numerics.threads import in_threads, scipy_part, single_threaded_algebra
 
 __all__ = [
     "Frame",
@@ -752,7 +752,7 @@ def _fit_crowd(
     clean = stamps_around(frame, x, y, half)
     # All pairs of a group in which the PSF of one reaches the stamp of the other.
     reach = half + psf.shape[1] // 2
-    tree = scipy.spatial.cKDTree(np.stack([x, y], axis=1))
+    tree = scipy_part("spatial").cKDTree(np.stack([x, y], axis=1))
     pairs = tree.query_pairs(reach, output_type="ndarray")
     pairs = pairs[group[pairs[:, 0]] == group[pairs[:, 1]]]
     target, other = np.concatenate([pairs, pairs[:, ::-1]]).T

@@ -13,7 +13,7 @@ import scipy
 
 from ..errors import ArgumentError
 from ..numerics import fourier
-from ..numerics.threads import single_threaded_algebra
+from ..numerics.threads import scipy_part, single_threaded_algebra
 
 __all__ = [
     "CompletenessFit",
@@ -175,7 +175,7 @@ def fit_completeness(signal_to_noise: Array, found: Array) -> CompletenessFit | 
     bounds = [(ends[0] - 2, ends[1] + 2), tuple(np.log(_PROBITS)), (0.05, 1.0)]
     best = min(
         (
-            scipy.optimize.minimize(
+            scipy_part("optimize").minimize(
                 loss,
                 np.array([first, *start[1:]]),
                 method="Nelder-Mead",
@@ -435,7 +435,7 @@ def match_highest(
     index = np.full(len(x), -1)
     if len(found_x) == 0 or len(x) == 0:
         return index
-    tree = scipy.spatial.cKDTree(np.stack([found_x, found_y], 1))
+    tree = scipy_part("spatial").cKDTree(np.stack([found_x, found_y], 1))
     for i, near in enumerate(tree.query_ball_point(np.stack([x, y], 1), radius)):
         if near:
             index[i] = max(near, key=lambda k: (float(height[k]), -k))

@@ -29,6 +29,7 @@ from ..noise.exposures import untrusted_pixels
 from ..noise.significance import point_source_significance
 from ..noise.sources import smooth_background
 from ..numerics.processes import in_processes
+from ..numerics.threads import scipy_part
 from ..subtraction.pipeline import Kind, Made, make_again, make_all
 from ..subtraction.recipe import Recipe
 from ..subtraction.solution import Solution
@@ -522,7 +523,7 @@ def _at(plane: Array, positions: Array, exposure: Exposure) -> Array:
 def _near(positions: Array, others: Array, radius: float) -> Array:
     if len(positions) == 0 or len(others) == 0:
         return np.zeros(len(positions), dtype=bool)
-    distance, _ = scipy.spatial.cKDTree(others).query(positions)
+    distance, _ = scipy_part("spatial").cKDTree(others).query(positions)
     return np.asarray(distance <= radius)
 
 

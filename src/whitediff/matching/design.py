@@ -27,8 +27,16 @@ _SMOOTHNESS_RANGE = 1e15, 1e9
 """Start of the search for the penalty's weight, and factors by which it goes down and up.  Much
 further up, rounding errors of the kernels that cost nothing would outweigh the data."""
 
+_SHIFTS = (3.0, -3.0)
+"""Changes of each logarithm that are tried before the search."""
+_NEWTON_STEPS, _HALVINGS, _LONGEST_STEP, _LEAST_CURVATURE = 20, 10, 3.0, 0.05
+"""Most steps of a search, and most halvings of one; longest step, and least second derivative that
+its length follows."""
+_LITTLE_DEVIANCE = 0.05
+"""Gain of the deviance that ends the search."""
+
 _MANY_UNKNOWNS = 500
-"""Number of unknowns from which on the weights are searched for only once, and less long."""
+"""Number of unknowns from which on the weights are searched for only once."""
 
 _LARGEST_PIVOT_RATIO = 1e9
 """Squared ratio of the Cholesky factor's diagonal, up to which penalties may grow."""
@@ -362,49 +370,22 @@ class Design:
             return self._weights_found * scales
         ranks = np.array([rank for _, rank in penalties])
         free = pixels - (self.size - ranks.sum())
-        known = self.options.known_noise
-
-        def deviance(logarithms: Array) -> float:
-            """−2 log of the restricted likelihood, up to a constant, at its best scale."""
-            matrix = gram.copy()
-            for logarithm, scale, (penalty, _) in zip(logarithms, scales, penalties, strict=True):
-                matrix += math.exp(logarithm) * scale * penalty
-            norm = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
-            try:
-                factor = scipy.linalg.cholesky(matrix * np.outer(norm, norm), lower=True)
-            except scipy.linalg.LinAlgError:
-                return 1e300
-            pivots = np.diag(factor)
-            # Refuse penalties too stiff to solve: the ratio bounds the condition from below.
-            if (pivots.max() / pivots.min()) ** 2 > _LARGEST_PIVOT_RATIO:
-                return 1e300
-            half = scipy.linalg.solve_triangular(factor, norm * right, lower=True)
-            rest = max(square - float(half @ half), 1e-300 + 1e-12 * square)
-            determinant = 2 * float(np.log(pivots).sum() - np.log(norm).sum())
-            # If the noise's scale is unknown, its most likely value is inserted.
-            misfit = rest if known else max(free, 1.0) * math.log(rest)
-            return misfit + determinant - float(ranks @ logarithms)
-
-        start = np.full(len(penalties), math.log(_START_SMOOTHNESS))
-        simplex = np.stack([start, *(start + 3 * np.eye(len(start)))])
-        down, up = (math.log(factor) for factor in _SMOOTHNESS_RANGE)
-        found = scipy.optimize.minimize(
-            deviance,
-            start,
-            method="Nelder-Mead",
-            bounds=[(value - down, value + up) for value in start],
-            # The deviance scatters by far more than a tenth of a unit.
-            options={
-                "initial_simplex": simplex,
-                "xatol": 0.2,
-                "fatol": 0.1,
-                "maxfev": 150 if self.size < _MANY_UNKNOWNS else 30,
-            },
+        likelihood = _Likelihood(
+            gram,
+            right,
+            square,
+            max(free, 1.0),
+            [
+                (scale * penalty, rank)
+                for scale, (penalty, rank) in zip(scales, penalties, strict=True)
+            ],
+            known_noise=self.options.known_noise,
         )
+        found = np.exp(likelihood.likeliest())
         if self.size >= _MANY_UNKNOWNS:
             # Rejecting a few stamps changes little, and to search again costs minutes.
-            self._weights_found = np.exp(found.x)
-        return np.exp(found.x) * scales
+            self._weights_found = found
+        return found * scales
 
     def local(self, solution: Array) -> Array:
         """``(n_stamps, n_basis + 1)`` coefficients of every stamp."""
@@ -445,6 +426,129 @@ class Design:
         middle = chebyshev_products(self.options.kernel_order, np.zeros(1), np.zeros(1))[0]
         gradient[: self.first] = middle[: self.first]
         return gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class _Likelihood:
+    """Restricted likelihood of the weights of penalties (Wood 2011, section 2).
+
+    ``square`` is the weighted square of the data, ``free`` their number less that of unknowns
+    without a penalty; ``penalties`` hold matrices and their ranks.
+    """
+
+    gram: Array
+    right: Array
+    square: float
+    free: float
+    penalties: list[tuple[Array, int]]
+    known_noise: bool
+
+    def likeliest(self) -> Array:
+        """Logarithms of the weights of largest likelihood, by Newton's method within bounds."""
+        down, up = (math.log(factor) for factor in _SMOOTHNESS_RANGE)
+        start = np.full(len(self.penalties), math.log(_START_SMOOTHNESS))
+        lower, upper = start - down, start + up
+        best, value = start, self.deviance(start)
+        # Far from the best weights the deviance is flat or bent the wrong way: begin near them.
+        # The highest order first, else it takes what the lower ones explain.
+        for which in np.eye(len(start))[::-1]:
+            for shift in _SHIFTS:
+                before = value
+                while True:
+                    there = (best + shift * which).clip(lower, upper)
+                    if not (then := self.deviance(there)) < value:
+                        break
+                    best, value = there, then
+                if value < before:
+                    break
+        if not math.isfinite(value):
+            return start
+        for _ in range(_NEWTON_STEPS):
+            slopes, curvature = self._slopes(best)
+            # Weights that their bounds hold do not move.
+            moves = ~((best <= lower) & (slopes > 0) | (best >= upper) & (slopes < 0))
+            if not moves.any():
+                break
+            values, axes = np.linalg.eigh(curvature[np.ix_(moves, moves)])
+            steepest = axes.T @ slopes[moves]
+            step = np.zeros(len(best))
+            step[moves] = -axes @ (steepest / np.maximum(np.abs(values), _LEAST_CURVATURE))
+            step *= min(1.0, _LONGEST_STEP / float(np.abs(step).max()))
+            for _ in range(_HALVINGS):
+                there = (best + step).clip(lower, upper)
+                then = self.deviance(there)
+                if then < value:
+                    break
+                step /= 2
+            else:
+                break
+            gain, best, value = value - then, there, then
+            # The deviance scatters by far more than a tenth of a unit.
+            if gain < _LITTLE_DEVIANCE:
+                break
+        return best
+
+    def _matrix(self, logarithms: Array) -> Array:
+        matrix = self.gram.copy()
+        for logarithm, (penalty, _) in zip(logarithms, self.penalties, strict=True):
+            matrix += math.exp(logarithm) * penalty
+        return matrix
+
+    def deviance(self, logarithms: Array) -> float:
+        """−2 log of the likelihood, up to a constant, at its best scale."""
+        matrix = self._matrix(logarithms)
+        norm = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+        try:
+            factor = scipy.linalg.cholesky(matrix * np.outer(norm, norm), lower=True)
+        except scipy.linalg.LinAlgError:
+            return math.inf
+        pivots = np.diag(factor)
+        # Refuse penalties too stiff to solve: the ratio bounds the condition from below.
+        if (pivots.max() / pivots.min()) ** 2 > _LARGEST_PIVOT_RATIO:
+            return math.inf
+        half = scipy.linalg.solve_triangular(factor, norm * self.right, lower=True)
+        rest = self._rest(float(half @ half))
+        determinant = 2 * float(np.log(pivots).sum() - np.log(norm).sum())
+        # If the noise's scale is unknown, its most likely value is inserted.
+        misfit = rest if self.known_noise else self.free * math.log(rest)
+        return (
+            misfit
+            + determinant
+            - sum(
+                rank * logarithm
+                for logarithm, (_, rank) in zip(logarithms.tolist(), self.penalties, strict=True)
+            )
+        )
+
+    def _rest(self, explained: float) -> float:
+        return max(self.square - explained, 1e-300 + 1e-12 * self.square)
+
+    def _slopes(self, logarithms: Array) -> tuple[Array, Array]:
+        """First and second derivatives of the deviance."""
+        matrix = self._matrix(logarithms)
+        norm = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+        factor = scipy.linalg.cho_factor(matrix * np.outer(norm, norm))
+        inverse = np.outer(norm, norm) * scipy.linalg.cho_solve(factor, np.eye(len(matrix)))
+        found = inverse @ self.right
+        weighed = [
+            math.exp(logarithm) * penalty
+            for logarithm, (penalty, _) in zip(logarithms, self.penalties, strict=True)
+        ]
+        # Each penalty has unknowns of its own: only these columns are not zero.
+        own = [np.flatnonzero(each.any(axis=0)) for each in weighed]
+        spread = [inverse[:, k] @ each[np.ix_(k, k)] for each, k in zip(weighed, own, strict=True)]
+        pulls = np.stack([each @ found for each in weighed])
+        rest = self._rest(float(self.right @ found))
+        scale = 1.0 if self.known_noise else self.free / rest
+        roughness = pulls @ found
+        traces = np.array([np.trace(each[k]) for each, k in zip(spread, own, strict=True)])
+        slopes = scale * roughness + traces - np.array([rank for _, rank in self.penalties])
+        curvature = -2 * scale * (pulls @ inverse @ pulls.T)
+        for i, j in np.ndindex(curvature.shape):
+            curvature[i, j] -= np.sum(spread[j][own[i]] * spread[i][own[j]].T)
+        if not self.known_noise:
+            curvature -= scale / rest * np.outer(roughness, roughness)
+        return slopes, curvature + np.diag(scale * roughness + traces)
 
 
 def _without_attenuation(matrix: Array, noise: Array) -> Array:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from ..numerics.threads import scipy_part
+
 __all__ = ["FineTable", "fitted_rings", "fitted_table"]
 
 type Array = npt.NDArray[Any]
@@ -190,7 +192,7 @@ def _design(dx: Array, dy: Array, half: int) -> scipy.sparse.csr_matrix:
             weights.append((part_y[j] * part_x[i])[held])
     shape = (len(dx), side * side)
     indices = np.concatenate(rows), np.concatenate(columns)
-    return scipy.sparse.csr_matrix((np.concatenate(weights), indices), shape=shape)
+    return scipy_part("sparse").csr_matrix((np.concatenate(weights), indices), shape=shape)
 
 
 def _splines(at: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from ..numerics.profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_hal
 from ..numerics.sinc import moved_stamps
 from ..numerics.splines import grown_stamps, shifted_stamps, smoothed_stamps
 from ..numerics.stats import MAD_TO_SIGMA, median_deviation, power_of_two
-from ..numerics.threads import single_threaded_algebra
+from ..numerics.threads import scipy_part, single_threaded_algebra
 from .fine import FineTable, fitted_rings, fitted_table
 
 __all__ = ["MeasuredPsf", "measure_psf", "star_width"]
@@ -696,14 +696,18 @@ def _fit_narrow(profile: _Moffat, stars: _Stars, weight: Array) -> tuple[_Moffat
     found = np.clip(start, lower, upper)
     for _ in range(2):
         total = np.maximum(robust.sum(axis=(1, 2)), 1e-300)
-        found = scipy.optimize.least_squares(
-            deviation_of,
-            found,
-            bounds=(lower, upper),
-            x_scale=0.1,
-            ftol=1e-4,
-            max_nfev=_EVALUATIONS,
-        ).x
+        found = (
+            scipy_part("optimize")
+            .least_squares(
+                deviation_of,
+                found,
+                bounds=(lower, upper),
+                x_scale=0.1,
+                ftol=1e-4,
+                max_nfev=_EVALUATIONS,
+            )
+            .x
+        )
         rest = rest_of(found)
         robust = np.where(rest**2 * robust > _CLIP**2, 0.0, robust)
     result = shaped(found)

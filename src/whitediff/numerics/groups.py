@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .threads import scipy_part
+
 __all__ = ["Groups", "connected", "groups"]
 
 type Array = npt.NDArray[Any]
@@ -136,9 +138,8 @@ def connected(first: Array, second: Array, number: int) -> tuple[int, Array]:
     groups, labels
         Number of groups, and ``(number,)`` the group of each node, from 0.
     """
-    # SciPy does not load this submodule by itself.
-    import scipy.sparse.csgraph
-
-    graph = scipy.sparse.coo_array((np.ones(len(first), bool), (first, second)), (number, number))
-    found: tuple[int, Array] = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    edges = np.ones(len(first), bool), (first, second)
+    graph = scipy_part("sparse").coo_array(edges, (number, number))
+    connected = scipy_part("sparse.csgraph").connected_components
+    found: tuple[int, Array] = connected(graph, directed=False)
     return found

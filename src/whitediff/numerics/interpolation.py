@@ -19,6 +19,7 @@ import scipy
 
 from ..errors import ArgumentError, DataError
 from .planes import filled
+from .threads import scipy_part
 
 __all__ = ["NEIGHBOUR_REACH", "interpolated", "mean_around", "neighbour_weights", "patched"]
 
@@ -255,9 +256,9 @@ def neighbour_weights(missing: Array) -> tuple[Array, scipy.sparse.csr_array]:
         values.append(weights[told][used])
         counts.append(used.sum(axis=1))
     if not pixels:
-        return np.zeros(0, np.intp), scipy.sparse.csr_array((0, ny * nx))
+        return np.zeros(0, np.intp), scipy_part("sparse").csr_array((0, ny * nx))
     rows = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    matrix = scipy.sparse.csr_array(
+    matrix = scipy_part("sparse").csr_array(
         (np.concatenate(values), np.concatenate(columns), rows), shape=(rows.size - 1, ny * nx)
     )
     return np.concatenate(pixels), matrix

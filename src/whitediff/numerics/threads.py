@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import threadpoolctl
 
@@ -21,6 +23,7 @@ __all__ = [
     "THREADS_VARIABLE",
     "available_threads",
     "in_threads",
+    "scipy_part",
     "single_threaded_algebra",
     "use_threads",
     "using_threads",
@@ -30,7 +33,7 @@ THREADS_VARIABLE = "WHITEDIFF_NUM_THREADS"
 """Environment variable with the number of threads that may be used."""
 
 _chosen: int | None = None
-_here = threading.local()
+_here, _loading = threading.local(), threading.RLock()
 
 
 def use_threads(number: int | None) -> None:
@@ -137,15 +140,28 @@ def in_threads[Item, Result](work: Callable[[Item], Result], items: Iterable[Ite
 
 
 def _load_scipy() -> None:
-    """Load SciPy's lazy submodules: threads that loaded them at once would see half of one."""
+    """Load SciPy's usual submodules: threads that loaded them at once would see half of one."""
     import scipy.fft
     import scipy.linalg
     import scipy.ndimage
-    import scipy.optimize
-    import scipy.sparse.csgraph
-    import scipy.sparse.linalg
-    import scipy.spatial
     import scipy.special  # noqa: F401
+
+
+def scipy_part(name: str) -> Any:
+    """Submodule of SciPy that few runs need, loaded by one thread at a time.
+
+    Parameters
+    ----------
+    name
+        Name, such as ``spatial``.
+
+    Returns
+    -------
+    module
+        ``scipy.spatial``.
+    """
+    with _loading:
+        return importlib.import_module(f"scipy.{name}")
 
 
 @contextlib.contextmanager

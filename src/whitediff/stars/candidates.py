@@ -15,7 +15,7 @@ from ..errors import ArgumentError, TooFewSourcesError
 from ..numerics.interpolation import patched
 from ..numerics.planes import each_block, empty, filled
 from ..numerics.stats import half_sample_mode, middle_values, power_of_two
-from ..numerics.threads import in_threads
+from ..numerics.threads import in_threads, scipy_part
 from .footprints import extracted
 from .locus import SEARCHED, Locus, Shapes, find_locus, windowed_shapes
 from .stamps import Stamps
@@ -293,7 +293,7 @@ class Sources:
         places = np.stack([np.ravel(x), np.ravel(y)], 1).astype(np.float64)
         offered = np.zeros(len(self), dtype=bool)
         if len(places):
-            distance, _ = scipy.spatial.cKDTree(places).query(np.stack([self.x, self.y], 1))
+            distance, _ = scipy_part("spatial").cKDTree(places).query(np.stack([self.x, self.y], 1))
             offered = distance <= _SAME_SOURCE
         return dataclasses.replace(self, offered=offered)
 
@@ -842,7 +842,7 @@ def _static(sources: Sources, flux_ratio: float) -> Array:
 
 def _isolated(x: Array, y: Array, flux: Array, reach: float) -> Array:
     """Sources without a neighbour of more than a tenth of their flux."""
-    tree = scipy.spatial.cKDTree(np.stack([x, y], 1))
+    tree = scipy_part("spatial").cKDTree(np.stack([x, y], 1))
     alone = np.ones(len(x), dtype=bool)
     first, second = tree.query_pairs(reach, output_type="ndarray").T
     for one, other in ((first, second), (second, first)):
