@@ -181,6 +181,21 @@ class MatchOptions:
     background: BackgroundModel = "auto"
     fit: FitOptions = dataclasses.field(default_factory=FitOptions)
 
+    def direction(self, pair: Pair) -> Direction:
+        """Image of a pair that is convolved.
+
+        Parameters
+        ----------
+        pair
+            Prepared exposures.
+
+        Returns
+        -------
+        convolved
+            The one that is asked for; the sharper one for ``auto``.
+        """
+        return pair.sharper if self.convolved == "auto" else self.convolved
+
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("convolved", self.convolved, ("template", "science", "auto")),
@@ -336,7 +351,7 @@ def match(
         candidate_options = dataclasses.replace(options.candidates, most=most)
         options = dataclasses.replace(options, candidates=candidate_options)
     science, template = pair.science, pair.template
-    convolved = pair.sharper if options.convolved == "auto" else options.convolved
+    convolved = options.direction(pair)
     science_sigma, template_sigma = pair.science_sigma, pair.template_sigma
     widening = 0
     if preconvolution_kernel is not None:

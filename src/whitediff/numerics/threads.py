@@ -7,8 +7,10 @@ order of the pieces, so that sums round the same way with any number of threads.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import importlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +26,7 @@ __all__ = [
     "available_threads",
     "in_threads",
     "scipy_part",
+    "side_by_side",
     "single_threaded_algebra",
     "use_threads",
     "using_threads",
@@ -33,7 +36,9 @@ THREADS_VARIABLE = "WHITEDIFF_NUM_THREADS"
 """Environment variable with the number of threads that may be used."""
 
 _chosen: int | None = None
-_here, _loading = threading.local(), threading.RLock()
+_here, _loading, _limiting = threading.local(), threading.RLock(), threading.Lock()
+_limits: list[Any] = []
+"""The limit to linear algebra, while there is one, and an entry for each context in it."""
 
 
 def use_threads(number: int | None) -> None:
@@ -84,15 +89,17 @@ def available_threads() -> int:
     threads
         The first that is set: the number of `use_threads`, ``WHITEDIFF_NUM_THREADS``,
         ``OMP_NUM_THREADS`` (with which Dask and pipetask limit their processes), and the
-        number of cores of this process.  Always 1 inside a piece of `in_threads`.
+        number of cores of this process.  Always 1 inside a piece of `in_threads`, and a part of
+        them inside of `side_by_side`.
 
     Raises
     ------
     ArgumentError
         If ``WHITEDIFF_NUM_THREADS`` is not a positive number.
     """
-    if getattr(_here, "busy", False):
-        return 1
+    share: int | None = getattr(_here, "share", None)
+    if share is not None:
+        return share
     if _chosen is not None:
         return _chosen
     text = os.environ.get(THREADS_VARIABLE, "").strip()
@@ -131,12 +138,92 @@ def in_threads[Item, Result](work: Callable[[Item], Result], items: Iterable[Ite
     if threads <= 1:
         return [work(piece) for piece in pieces]
 
-    def busy() -> None:
-        _here.busy = True
-
     _load_scipy()
-    with ThreadPoolExecutor(threads, initializer=busy) as pool:
+    with ThreadPoolExecutor(threads, initializer=_take, initargs=(1,)) as pool:
         return list(pool.map(work, pieces))
+
+
+def _take(share: int | None) -> None:
+    """Number of threads that work in this thread may use; None for all."""
+    _here.share = share
+
+
+def side_by_side[First, Second](
+    first: Callable[[], First], second: Callable[[], Second]
+) -> tuple[First, Second]:
+    """Do two things at once that do not depend on each other.
+
+    Parameters
+    ----------
+    first, second
+        Functions.  Each sees the context variables of the caller, and linear algebra stays on one
+        thread in both, so that results do not depend on the number of threads.
+
+    Returns
+    -------
+    results
+        Results of both.  If both fail, the first's error is raised.
+
+    Notes
+    -----
+    Messages to whitediff's loggers come in the order in which they came without threads.
+    """
+    threads = available_threads()
+    with single_threaded_algebra():
+        if threads == 1:
+            return first(), second()
+        _load_scipy()
+        before: int | None = getattr(_here, "share", None)
+        context = contextvars.copy_context()
+        share = max(1, threads // 2)
+        with _Held() as held, ThreadPoolExecutor(1, initializer=_take, initargs=(share,)) as pool:
+            later = pool.submit(context.run, held.quietly, second)
+            _take(share)
+            try:
+                one = first()
+            finally:
+                _take(before)
+        held.release()
+        return one, later.result()
+
+
+class _Held(logging.Filter):
+    """Holds the messages of one thread back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[logging.LogRecord] = []
+        self._thread: int | None = None
+        self._handlers: list[logging.Handler] = []
+
+    def __enter__(self) -> _Held:
+        for name in ("whitediff", ""):
+            self._handlers += logging.getLogger(name).handlers
+        for handler in self._handlers:
+            # Before filters that remember what they saw.
+            handler.filters.insert(0, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handler in self._handlers:
+            handler.removeFilter(self)
+
+    def quietly[Result](self, work: Callable[[], Result]) -> Result:
+        """Call a function in the thread whose messages are held."""
+        self._thread = threading.get_ident()
+        return work()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.thread != self._thread:
+            return True
+        if record not in self._records:
+            self._records.append(record)
+        return False
+
+    def release(self) -> None:
+        """Send the messages that were held."""
+        for record in self._records:
+            logging.getLogger(record.name).handle(record)
 
 
 def _load_scipy() -> None:
@@ -175,8 +262,18 @@ def single_threaded_algebra() -> Iterator[None]:
     ------
     None
     """
-    with _controller().limit(limits=1, user_api="blas"):
+    with _limiting:
+        if not _limits:
+            _limits.append(_controller().limit(limits=1, user_api="blas"))
+        _limits.append(None)
+    try:
         yield
+    finally:
+        # The limit is one of the process: the last thread that needs it lifts it.
+        with _limiting:
+            _limits.pop()
+            if len(_limits) == 1:
+                _limits.pop().restore_original_limits()
 
 
 @functools.cache

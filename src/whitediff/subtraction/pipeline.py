@@ -30,7 +30,7 @@ from ..matching.exposures import Match, match
 from ..matching.preparation import Pair, pair_with_psf, prepare
 from ..noise.exposures import PairSources, measurable, pair_sources
 from ..noise.scatter import SignificanceWidth, warn_of_significances
-from ..numerics.threads import single_threaded_algebra
+from ..numerics.threads import side_by_side, single_threaded_algebra
 from .cutouts import (
     Cutout,
     CutoutFlux,
@@ -317,8 +317,11 @@ class Pipeline:
         heed()
         if not score:
             self.begin("matching")
-            found = self.matched(pair, None)
-            pair, kernel = pair_with_psf(pair, found.convolved), None
+            convolved = self.recipe.match.direction(pair)
+            found, known = side_by_side(
+                lambda: self.matched(pair, None), lambda: pair_with_psf(pair, convolved)
+            )
+            pair, kernel = known, None
         else:
             self.begin("matching for the score")
             pair = pair_with_psf(pair, "template")
