@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..noise.sources import unstepped
-from ..numerics.stats import MAD_TO_SIGMA, MEDIAN_ERROR, robust_sigma
+from ..numerics.stats import MAD_TO_SIGMA, MEDIAN_ERROR, known_medians, robust_sigma
 from ..numerics.steps import (
     ABOUT,
     ENOUGH_EVIDENCE,
@@ -256,8 +256,8 @@ def _medians(segments: Array) -> Array:
     # Beside jumps across, each segment has a level of its own.
     whole = known.any(axis=0)
     if enough.any():
-        levelled = segments[:, whole] - np.nanmedian(segments[:, whole], axis=0)
-        result[enough] = np.nanmedian(levelled[enough], axis=1)
+        levelled = segments[:, whole] - known_medians(segments[:, whole].T)
+        result[enough] = known_medians(levelled[enough])
     return result
 
 
@@ -406,9 +406,9 @@ def _clipped_means(lines: Array) -> Array:
     if not enough.any():
         return result
     lines, known = lines[enough], known[enough]
-    middle = np.nanmedian(lines, axis=1, keepdims=True)
+    middle = known_medians(lines)[:, None]
     apart = np.abs(lines - middle)
-    width = MAD_TO_SIGMA * np.nanmedian(apart, axis=1, keepdims=True)
+    width = MAD_TO_SIGMA * known_medians(apart)[:, None]
     kept = known & (apart <= _CLIPPED * width)
     result[enough] = np.where(kept, lines, 0).sum(axis=1) / np.maximum(kept.sum(axis=1), 1)
     return result

@@ -789,31 +789,22 @@ def _measured_sums(
     convolved: Direction,
 ) -> list[FluxRatio]:
     """The kernel's sum by photometry of groups of sources, fitted or not."""
-    source, target = pair.template, pair.science
+    sides = (pair.template, pair.template_bad), (pair.science, pair.science_bad)
     if convolved == "science":
-        source, target = target, source
-    whole, holes = zip(
-        *(
-            patched(exposure.data, bad)
-            for exposure, bad in (
-                (pair.science, pair.science_bad),
-                (pair.template, pair.template_bad),
-            )
-        ),
-        strict=True,
-    )
-    if convolved == "template":
-        whole = whole[::-1]
-    missing = holes[0] | holes[1] | changed
+        sides = sides[::-1]
+    (source, source_bad), (target, target_bad) = sides
+    missing = changed.copy()
     for exposure in (source, target):
         missing |= masks.flagged(exposure.mask, _LOST)
     images = ComparedImages(
-        whole[0],
-        whole[1],
-        source.variance,
-        target.variance,
-        missing,
-        pair.source_levels.either,
+        source=source.data,
+        target=target.data,
+        source_variance=source.variance,
+        target_variance=target.variance,
+        missing=missing,
+        sources=pair.source_levels.either,
+        source_bad=source_bad,
+        target_bad=target_bad,
     )
     ny, nx = missing.shape
     radius = max(_APERTURE * max(pair.science_fwhm, pair.template_fwhm), _SMALLEST_APERTURE)

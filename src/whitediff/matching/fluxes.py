@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from ..numerics.interpolation import patched
 from ..numerics.polynomials import chebyshev_products
-from ..numerics.stats import median_deviation
+from ..numerics.stats import known_medians, median_deviation
 
 __all__ = ["ComparedImages", "FluxRatio", "FluxTrend", "flux_ratio", "flux_ratios"]
 
@@ -93,6 +94,9 @@ class ComparedImages:
         ``(ny, nx)`` boolean: stars with such a pixel in their aperture are left out.
     sources
         ``(ny, nx)`` boolean: pixels with a source in either image, which tell no background.
+    source_bad, target_bad
+        ``(ny, nx)`` boolean: pixels that are interpolated in apertures, and tell no background; a
+        star inside a hole of them is left out.  None if there are none.
     """
 
     source: Array
@@ -101,6 +105,8 @@ class ComparedImages:
     target_variance: Array
     missing: Array
     sources: Array
+    source_bad: Array | None = None
+    target_bad: Array | None = None
 
 
 def flux_ratio(
@@ -199,20 +205,32 @@ def _photometry(
     distance = np.hypot(at[1] - x[:, None, None], at[0] - y[:, None, None])
     inside, good = distance <= radius, ~images.missing[at]
     ring = (distance > _GAP * radius) & (distance <= outer) & good & ~images.sources[at]
-    count = np.count_nonzero(ring, axis=(1, 2))
     kept = ~(inside & ~good).any(axis=(1, 2))
+    cut = []
+    for image, bad in (images.source, images.source_bad), (images.target, images.target_bad):
+        pixels = image[at].astype(np.float64)
+        cut.append(pixels)
+        if bad is None:
+            continue
+        wrong = bad[at]
+        ring &= ~wrong
+        for k in np.flatnonzero((wrong & inside).any(axis=(1, 2)) & kept).tolist():
+            pixels[k], hole = patched(pixels[k], wrong[k])
+            kept[k] = not (hole & inside[k]).any()
+    count = np.count_nonzero(ring, axis=(1, 2))
     kept &= count >= np.count_nonzero(inside, axis=(1, 2)) / 4
     at = at[0][kept], at[1][kept]
     ring, count, distance = ring[kept], count[kept], distance[kept]
     fluxes = np.empty((len(within), 2, len(count)))
     squares = np.empty_like(fluxes)
-    planes = (images.source, images.source_variance), (images.target, images.target_variance)
-    for which, (image, variance) in enumerate(planes):
-        pixels, noise = image[at].astype(np.float64), variance[at].astype(np.float64)
+    variances = images.source_variance, images.target_variance
+    for which, (pixels, variance) in enumerate(zip(cut, variances, strict=True)):
+        pixels, noise = pixels[kept], variance[at].astype(np.float64)
         # Pixels that were interpolated have no variance of their own.
         noise = np.where(np.isfinite(noise) & (noise > 0), noise, np.nan)
         noise[np.isnan(noise).all(axis=(1, 2))] = 0
-        pixels -= _medians(pixels, ring, count)[:, None, None]
+        around = np.where(ring, pixels, np.nan).reshape(len(pixels), -1)
+        pixels -= known_medians(around)[:, None, None]
         level_noise = _mean_of_known(noise, ring) / count
         for k, limit in enumerate(within):
             core = distance <= limit
@@ -220,14 +238,6 @@ def _photometry(
             fluxes[k, which] = np.where(core, pixels, 0).sum(axis=(1, 2))
             squares[k, which] = number * _mean_of_known(noise, core) + number**2 * level_noise
     return kept, fluxes, squares
-
-
-def _medians(values: Array, use: Array, count: Array) -> Array:
-    """Median of each stamp's used pixels, of which there are ``count``."""
-    ordered = np.sort(np.where(use, values, np.inf).reshape(len(values), -1), axis=1)
-    star = np.arange(len(values))
-    result: Array = (ordered[star, (count - 1) // 2] + ordered[star, count // 2]) / 2
-    return result
 
 
 def _mean_of_known(values: Array, use: Array) -> Array:

@@ -66,6 +66,8 @@ _DEEP = (4, 16)
 `_DEPTH` times the spacing."""
 
 _DEPTH = 4
+_SCATTERED = 0.02
+"""Share of pixels below which it is faster to look at each of them."""
 _BATCH, _MOST_PATTERNS = 1 << 12, 1 << 13
 _STRIP = 1 << 20
 
@@ -174,9 +176,20 @@ def patched(image: Array, missing: Array) -> tuple[Array, Array]:
 def _without_good_around(wrong: Array) -> Array:
     """Pixels without a good one within 2 pixels in x and y; pixels beyond the frame are not good.
 
-    The square is separable: rows first, then columns.
+    The square is separable: rows first, then columns.  Where few pixels are wrong, only these are
+    looked at.
     """
     ny, nx = wrong.shape
+    ys, xs = np.nonzero(wrong)
+    if len(ys) < _SCATTERED * wrong.size:
+        left = np.zeros(wrong.shape, dtype=bool)
+        for dy, dx in itertools.product(range(-_THIN, _THIN + 1), repeat=2):
+            y, x = ys + dy, xs + dx
+            beyond = (y < 0) | (y >= ny) | (x < 0) | (x >= nx)
+            alone = beyond | wrong[y.clip(0, ny - 1), x.clip(0, nx - 1)]
+            ys, xs = ys[alone], xs[alone]
+        left[ys, xs] = True
+        return left
 
     def work(rows: slice) -> Array:
         first, last = max(0, rows.start - _THIN), min(ny, rows.stop + _THIN)

@@ -48,8 +48,5 @@ def chebyshev_products(order: int, x: Array, y: Array) -> Array:
     products
         ``(n, n_terms)``: ``T_p(y) T_q(x)`` in the order of `chebyshev_terms`.
     """
-
-    def chebyshev(degree: int, u: Array) -> Array:
-        return np.cos(degree * np.arccos(np.clip(u, -1, 1)))
-
-    return np.stack([chebyshev(p, y) * chebyshev(q, x) for p, q in chebyshev_terms(order)], 1)
+    along, across = (np.polynomial.chebyshev.chebvander(np.clip(u, -1, 1), order) for u in (y, x))
+    return np.stack([along[:, p] * across[:, q] for p, q in chebyshev_terms(order)], 1)
