@@ -3,15 +3,25 @@ environment or the machine says; no result depends on it, to the last bit."""
 
 from __future__ import annotations
 
+import contextvars
+import logging
 import os
+import threading
 
 import numpy as np
 import pytest
+import threadpoolctl
 from astropy.io import fits
 
 from whitediff.errors import ArgumentError
 from whitediff.numerics import fourier
-from whitediff.numerics.threads import available_threads, in_threads, use_threads
+from whitediff.numerics.threads import (
+    available_threads,
+    in_threads,
+    side_by_side,
+    single_threaded_algebra,
+    use_threads,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +55,72 @@ def test_pieces_in_order_and_no_threads_within_threads():
     assert available_threads() == 3
     with pytest.raises(ZeroDivisionError):
         in_threads(lambda i: 1 // i, range(-2, 3))
+
+
+def blas_threads():
+    return {each["num_threads"] for each in threadpoolctl.threadpool_info() if "blas" in str(each)}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_two_things_side_by_side(threads, caplog):
+    use_threads(threads)
+    caplog.set_level(logging.INFO)
+    log, told = logging.getLogger("whitediff.matching"), contextvars.ContextVar("told")
+    told.set("by the caller")
+    later = threading.Event()
+
+    def first():
+        if threads > 1:
+            assert later.wait(10), "not at the same time"
+        log.info("first")
+        return available_threads(), told.get(), blas_threads()
+
+    def second():
+        log.info("second")
+        logging.getLogger("whitediff.noise").warning("and more")
+        later.set()
+        return available_threads(), told.get(), blas_threads()
+
+    before = blas_threads()
+    share = max(1, threads // 2)
+    one, other = side_by_side(first, second)
+    assert one == other == (share, "by the caller", {1})
+    # In the order without threads, and each once.
+    assert [each.getMessage() for each in caplog.records] == ["first", "second", "and more"]
+    assert available_threads() == threads
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_first_error_counts(threads, caplog):
+    use_threads(threads)
+
+    def fail(error):
+        logging.getLogger("whitediff").warning("of %s", type(error).__name__)
+        raise error
+
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda: fail(ZeroDivisionError()), lambda: fail(KeyError()))
+    assert [each.getMessage() for each in caplog.records] == ["of ZeroDivisionError"]
+    with pytest.raises(KeyError):
+        side_by_side(lambda: 1, lambda: fail(KeyError()))
+    assert caplog.messages[1:] == ["of KeyError"]
+    assert available_threads() == threads
+
+
+def test_limit_of_algebra_lasts_as_long_as_any_thread_needs_it():
+    before = blas_threads()
+
+    def other():
+        with single_threaded_algebra():
+            pass
+
+    with single_threaded_algebra():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert blas_threads() == {1}
+    assert blas_threads() == before
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

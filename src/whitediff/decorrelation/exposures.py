@@ -31,7 +31,7 @@ from ..numerics.distrust import (
 )
 from ..numerics.missing import smallest_sigma, unmeasured_pixels
 from ..numerics.stats import clipped_mean, robust_sigma
-from ..numerics.threads import single_threaded_algebra
+from ..numerics.threads import side_by_side, single_threaded_algebra
 from .correction import (
     PRECISION,
     Correction,
@@ -514,18 +514,22 @@ def decorrelate(
             _add_repeated_noise(variance, filters, science, template)
     sigma, missing = smallest_sigma(variance), job.missing
     untrusted, mask = pixels_to_distrust(difference, sigma, options.untrusted_mask_planes)
-    if isinstance(applied, FrameCorrection):
-        image = applied.image(difference.data, sigma)
-        contaminated = _contaminated(correction, untrusted, filters)
-    else:
-        image = applied.image(difference.data, sigma, fill=options.fill, missing=missing)
-        contaminated = (
-            contaminated_pixels(applied.kernel, untrusted)
-            if missing is None
-            else _contaminated_by_missing(
-                applied.kernel, difference, untrusted, missing, sigma, filters.preconvolution_image
-            )
+
+    def filtered() -> Array:
+        if isinstance(applied, FrameCorrection):
+            return applied.image(difference.data, sigma)
+        return applied.image(difference.data, sigma, fill=options.fill, missing=missing)
+
+    def contamination() -> Array:
+        if isinstance(applied, FrameCorrection):
+            return _contaminated(correction, untrusted, filters)
+        if missing is None:
+            return contaminated_pixels(applied.kernel, untrusted)
+        return _contaminated_by_missing(
+            applied.kernel, difference, untrusted, missing, sigma, filters.preconvolution_image
         )
+
+    image, contaminated = side_by_side(filtered, contamination)
     psf, response = _psf_and_response(job, filters, correction, applied)
     exposure = Exposure(
         image,

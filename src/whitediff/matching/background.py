@@ -30,6 +30,8 @@ _EVIDENCE = 10.0
 """Fall of the criterion for which a higher order is taken: very strong evidence."""
 HIGHEST_ORDER = 8
 """Order up to which a background is raised."""
+_INDEPENDENT = 1e-10
+"""Least part of a term, relative to the largest, that no earlier term has."""
 _SAMPLE = 100_000
 _ENOUGH_PIXELS = 2_000_000
 
@@ -225,13 +227,17 @@ def _solved(order: int, x: Array, y: Array, root: Array, values: Array) -> Array
 def _raised_order(order: int, highest: int, x: Array, y: Array, root: Array, values: Array) -> int:
     """Order, at least the given one, that the means of cells ask for."""
     best, lowest = order, np.inf
+    while highest > order and 3 * len(chebyshev_terms(highest)) > len(x):
+        highest -= 1
+    # The terms of an order come before those of the next: one basis serves all orders.
+    basis, triangle = np.linalg.qr(chebyshev_products(max(order, highest), x, y) * root[:, None])
+    size = np.abs(np.diagonal(triangle))
+    explained = np.cumsum(np.where(size > _INDEPENDENT * size.max(), (values @ basis) ** 2, 0.0))
+    square = float(values @ values)
     for tried in range(order, highest + 1):
         terms = len(chebyshev_terms(tried))
-        if tried > order and 3 * terms > len(x):
-            break
-        model = chebyshev_products(tried, x, y) * root[:, None]
-        left = values - model @ _solved(tried, x, y, root, values)
-        criterion = len(x) * np.log(max(float(left @ left), 1e-300)) + terms * np.log(len(x))
+        left = square - float(explained[terms - 1])
+        criterion = len(x) * np.log(max(left, 1e-300)) + terms * np.log(len(x))
         if criterion < lowest - (_EVIDENCE if tried > order else 0):
             best, lowest = tried, criterion
     return best

@@ -26,6 +26,7 @@ from ..numerics.distrust import (
 )
 from ..numerics.missing import smallest_sigma
 from ..numerics.planes import filled, row_blocks
+from ..numerics.threads import side_by_side
 
 __all__ = [
     "convolved_exposure",
@@ -79,9 +80,14 @@ def convolved_exposure(
     missing = missing_pixels(exposure)
     whole = without_missing(exposure, missing)
     pixels = whole.data
-    image = convolve_varying(pixels, images, weights, boundary="reflect")
-    variance = _convolved_variance(whole, images, weights, full=full_variance)
-    mask, distrusted = _convolved_mask(whole, missing, middle)
+
+    def planes_of() -> tuple[Array, Array]:
+        image = convolve_varying(pixels, images, weights, boundary="reflect")
+        return image, _convolved_variance(whole, images, weights, full=full_variance)
+
+    (image, variance), (mask, distrusted) = side_by_side(
+        planes_of, lambda: _convolved_mask(whole, missing, middle)
+    )
     lost = distrusted & ~np.isfinite(exposure.data)
     if lost.any():
         image[lost] = np.nan

@@ -9,6 +9,7 @@ which has power at all frequencies, loses next to nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -282,12 +283,18 @@ def _less(image: Array, free: Array, start: Array | None, rows: slice) -> Array:
     if start is not None and start.any():
         (ny, nx), largest = image.shape, max(start.shape) - 1
         v = np.polynomial.chebyshev.chebvander((2 * np.arange(ny)[rows] + 1) / ny - 1, largest)
-        u = np.polynomial.chebyshev.chebvander((2 * np.arange(nx) + 1) / nx - 1, largest)
         square = np.zeros((largest + 1, largest + 1))
         square[: start.shape[0], : start.shape[1]] = start
-        values = values - (v @ square).astype(np.float32) @ u.T.astype(np.float32)
+        values = values - (v @ square).astype(np.float32) @ _across(nx, largest)
     result: Array = np.where(free, values, 0).astype(np.float32, copy=False)
     return result
+
+
+@functools.lru_cache(maxsize=8)
+def _across(nx: int, order: int) -> Array:
+    """Chebyshev polynomials along a row, ``(order + 1, nx)`` float32."""
+    u = np.polynomial.chebyshev.chebvander((2 * np.arange(nx) + 1) / nx - 1, order)
+    return u.T.astype(np.float32)
 
 
 def _noise_of(mean: Array, count: Array) -> float:

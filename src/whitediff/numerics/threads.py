@@ -183,6 +183,7 @@ def side_by_side[First, Second](
                 one = first()
             finally:
                 _take(before)
+        # Only now the second is done; its messages come even if it failed.
         held.release()
         return one, later.result()
 
