@@ -17,7 +17,7 @@ import scipy
 
 import whitediff
 
-from . import report
+from . import report, whole
 
 SIZES = [(1024, 1024), (2048, 2048), (4000, 4072), (8192, 8192)]
 
@@ -28,6 +28,16 @@ def shape(text: str) -> tuple[int, int]:
     return parts[0], parts[-1]
 
 
+def _whole(options: argparse.Namespace) -> str:
+    """Time whole processes, beside HOTPANTS, which HOTPANTS names, and SFFT, if they are there."""
+    pairs = whole.simulated(options.output)
+    pairs += [(name, Path(science), Path(template)) for name, science, template in options.pair]
+    runs = whole.measure(options.output, pairs, hotpants=os.environ.get("HOTPANTS"))
+    text = whole.table(runs)
+    (options.output / "whole.txt").write_text(text + "\n")
+    return text
+
+
 def main() -> None:
     """Measure every size with every number of threads, each in a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -36,8 +46,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="median of so many runs")
     parser.add_argument("--no-baseline", action="store_true", help="skip the literal formulas")
     parser.add_argument("--output", type=Path, default=Path("benchmark-output"))
+    parser.add_argument("--whole-only", action="store_true", help="only time whole processes")
+    parser.add_argument(
+        "--pair",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "SCIENCE", "TEMPLATE"),
+        help="further files for whole processes",
+    )
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    print(_whole(options))
+    if options.whole_only:
+        return
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.output, prefix=".scenes-") as directory:
         for size in options.sizes:

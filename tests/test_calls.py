@@ -18,6 +18,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from astropy import units as u
@@ -225,7 +226,8 @@ def test_keywords_are_the_options_of_the_command(name):
     call = getattr(whitediff, name)
     keywords = set(inspect.signature(call).parameters)
     assert known <= keywords
-    own = cli.commands[name]
+    own = cli.get_command(click.Context(cli), name)
+    assert own is not None
     assert {each.name for each in own.params} >= known - {"set"}
     for option in known:
         assert f"\n{option}\n    " in call.__doc__

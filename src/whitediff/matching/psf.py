@@ -913,9 +913,9 @@ def _cut(
             continue
         sky = data[border & good]
         level = clipped_median(sky) if len(sky) > size else 0.0
-        noise = np.where(good, noise, 1.0)
         around_it = noise[border & good]
         sky_noise = clipped_mean(around_it if len(around_it) > size else noise[good])
+        noise = np.where(good, noise, sky_noise)
         data, hole = patched(data - level, ~good)
         flux = float(data[core].sum())
         if flux > 0:
