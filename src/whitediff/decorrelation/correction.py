@@ -689,10 +689,9 @@ def mirrored_variance(
     factors = []
     for axis, n in enumerate(shape):
         length = correction.shape[axis]
-        spectra = [scipy.fft.fft(c, axis=axis) ** 2 for c in filters]
+        spectra = [(scipy.fft.rfft(c, axis=axis) ** 2).sum(axis=1 - axis) for c in filters]
         folded = sum(
-            v * scipy.fft.ifft(ft.sum(axis=1 - axis)).real
-            for v, ft in zip(variances, spectra, strict=True)
+            v * scipy.fft.irfft(ft, n=length) for v, ft in zip(variances, spectra, strict=True)
         )
         lag = 2 * np.arange(min(n, (length - 1) // 4)) + 1
         factor = np.ones(n)

@@ -529,7 +529,7 @@ def decorrelate(
             applied.kernel, difference, untrusted, missing, sigma, filters.preconvolution_image
         )
 
-    image, contaminated = side_by_side(filtered, contamination)
+    image, contaminated = side_by_side(filtered, contamination, pixels=difference.data.size)
     psf, response = _psf_and_response(job, filters, correction, applied)
     exposure = Exposure(
         image,

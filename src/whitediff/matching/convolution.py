@@ -86,7 +86,7 @@ def convolved_exposure(
         return image, _convolved_variance(whole, images, weights, full=full_variance)
 
     (image, variance), (mask, distrusted) = side_by_side(
-        planes_of, lambda: _convolved_mask(whole, missing, middle)
+        planes_of, lambda: _convolved_mask(whole, missing, middle), pixels=missing.size
     )
     lost = distrusted & ~np.isfinite(exposure.data)
     if lost.any():

@@ -35,6 +35,8 @@ __all__ = [
 THREADS_VARIABLE = "WHITEDIFF_NUM_THREADS"
 """Environment variable with the number of threads that may be used."""
 
+_FEW_PIXELS = 1 << 16
+
 _chosen: int | None = None
 _here, _loading, _limiting = threading.local(), threading.RLock(), threading.Lock()
 _limits: list[Any] = []
@@ -149,7 +151,7 @@ def _take(share: int | None) -> None:
 
 
 def side_by_side[First, Second](
-    first: Callable[[], First], second: Callable[[], Second]
+    first: Callable[[], First], second: Callable[[], Second], *, pixels: int | None = None
 ) -> tuple[First, Second]:
     """Do two things at once that do not depend on each other.
 
@@ -158,6 +160,9 @@ def side_by_side[First, Second](
     first, second
         Functions.  Each sees the context variables of the caller, and linear algebra stays on one
         thread in both, so that results do not depend on the number of threads.
+    pixels
+        Pixels on which they work; for few of them, such as a cut-out's, threads cost more than
+        they spare.
 
     Returns
     -------
@@ -170,7 +175,7 @@ def side_by_side[First, Second](
     """
     threads = available_threads()
     with single_threaded_algebra():
-        if threads == 1:
+        if threads == 1 or (pixels is not None and pixels < _FEW_PIXELS):
             return first(), second()
         _load_scipy()
         before: int | None = getattr(_here, "share", None)
