@@ -238,9 +238,19 @@ def filter_errors(variance: Array, good: Array, psf: Array, x: Array, y: Array) 
     half = (min(psf.shape[1:]) - 1) // 2
     rows, columns = (slice(n // 2 - half, n // 2 + half + 1) for n in psf.shape[1:])
     square = np.square(psf[:, rows, columns])
-    stamps = stamps_around(Frame(variance, variance, good), x, y, half)
-    power = np.sum(square * stamps.good, axis=(1, 2))
-    noise = np.sum(square * np.where(stamps.good, stamps.variance, 0), axis=(1, 2))
+    grid = np.arange(-half, half + 1)
+    row, column = (np.floor(at + 0.5).astype(int)[:, None] + grid for at in (y, x))
+    inside = [(at >= 0) & (at < n) for at, n in zip((row, column), variance.shape, strict=True)]
+    at = tuple(np.clip(k, 0, n - 1) for k, n in zip((row, column), variance.shape, strict=True))
+    place = at[0][:, :, None], at[1][:, None, :]
+    local, use = variance[place], good[place] & inside[0][:, :, None] & inside[1][:, None, :]
+    with np.errstate(invalid="ignore"):
+        use &= (local > 0) & (local < np.inf)
+    local = np.where(use, local, 0).astype(np.float64, copy=False)
+    if len(square) == 1:
+        power, noise = (np.tensordot(each, square[0], 2) for each in (use, local))
+    else:
+        power, noise = (np.einsum("nij,nij->n", each, square) for each in (use, local))
     enough = power >= _LEAST_SUPPORT * square.sum(axis=(1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         result: Array = np.where(enough, np.sqrt(noise) / power, np.nan)

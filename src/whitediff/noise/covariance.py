@@ -402,7 +402,8 @@ def _fit(lags: Array, data: Array, pairs: Array, psf_sigma: float | None, max_la
     jacobian = np.zeros((len(others), 2 * size + shape.shape[1]))
     white = np.zeros((2 * size + 1, 2 * size + 1))
     white[size, size] = 1
-    weights = _data_covariance(white, lags, pairs)
+    covariance_of = _DataCovariance.of(lags, pairs, size)
+    weights = covariance_of(white)
     # Departures start as large as can be: diagonal lags then barely pull on the axes.
     prior = np.where(diagonal, _LARGEST_DEPARTURE**2, 0.0)
     # The data's covariance follows from the noise's, so each round improves the weights.
@@ -427,7 +428,7 @@ def _fit(lags: Array, data: Array, pairs: Array, psf_sigma: float | None, max_la
         prior = _departure_variance(weights, jacobian, residual, rings)
         departures = prior * np.linalg.solve(weights + np.diag(prior), residual)
         departures /= 1 - amplitudes.sum()
-        weights = _data_covariance(_correlation(axes, others, departures), lags, pairs)
+        weights = covariance_of(_correlation(axes, others, departures))
 
     inverse = np.linalg.inv(weights)
     free = prior > 0
@@ -479,26 +480,32 @@ def _departure_variance(weights: Array, jacobian: Array, residual: Array, rings:
     parameters, data = spanned[:, :last], spanned[:, -1]
     departures = spanned[:, last:-1]
 
-    def log_likelihood(variances: Array) -> float:
-        covariance = np.eye(len(spanned))
-        covariance += (departures * (variances @ rings[:, may_depart])) @ departures.T
-        root = np.linalg.cholesky(covariance)
-        triangle = np.linalg.qr(_whitened(root, parameters, data), mode="r")
+    def log_likelihoods(ring: int, others: Array) -> Array:
+        """Of all scales of a ring, given those of the others."""
+        own = rings[ring][may_depart]
+        varying = np.where(own, 0.0, others @ rings[:, may_depart])
+        root = np.linalg.cholesky(np.eye(len(spanned)) + (departures * varying) @ departures.T)
+        columns = _whitened(root, np.hstack([parameters, departures[:, own]]), data)
+        members = columns[:, last:-1]
+        # In the basis of the ring's departures each scale only weighs the rows.
+        power, axes = np.linalg.eigh(members @ members.T)
+        turned = axes.T @ np.delete(columns, np.s_[last:-1], axis=1)
+        variance = 1 + np.outer(scales, np.maximum(power, 0))
+        triangles = np.linalg.qr(turned / np.sqrt(variance)[..., None], mode="r")
         # The last diagonal element is the residual that no parameter can remove.
-        diagonal = np.abs(np.diag(triangle))
-        return float(
-            -np.log(np.diag(root)).sum()
-            - np.log(np.maximum(diagonal[:-1], np.finfo(float).tiny)).sum()
-            - diagonal[-1] ** 2 / 2
+        diagonal = np.abs(np.diagonal(triangles, axis1=1, axis2=2))
+        result: Array = (
+            -np.log(variance).sum(axis=1) / 2
+            - np.log(np.maximum(diagonal[:, :-1], np.finfo(float).tiny)).sum(axis=1)
+            - diagonal[:, -1] ** 2 / 2
         )
+        return result
 
     best = np.zeros(len(rings))
     for ring in (0, 1, 0):
-        trials = np.repeat(best[None], len(scales), axis=0)
-        trials[:, ring] = scales
-        likelihoods = np.array([log_likelihood(trial) for trial in trials])
+        likelihoods = log_likelihoods(ring, best)
         likelihoods[1:] -= _DEPARTURE_EVIDENCE
-        best = trials[int(np.argmax(likelihoods))]
+        best[ring] = scales[int(np.argmax(likelihoods))]
     variances: Array = best @ rings
     return variances
 
@@ -515,28 +522,45 @@ def _correlation(axes: Array, lags: Array, departures: Array) -> Array:
     return correlation
 
 
-def _data_covariance(correlation: Array, lags: Array, pairs: Array) -> Array:
-    """Covariance of measured correlations, lag (0, 0) left out.
+@dataclasses.dataclass(frozen=True)
+class _DataCovariance:
+    """Covariance of measured correlations, lag (0, 0) left out, as a function of the true ones.
 
     Products at the lags a and b have the covariance q(a − b) + q(a + b) over the number of
     pairs, with q the autocorrelation of ρ (Bartlett 1946).  Dividing by the measured variance
-    subtracts ρ times the variance's error from each.
+    subtracts ρ times the variance's error from each.  ``minus`` and ``plus`` are the places of
+    a − b and a + b in q, which has ``n`` × ``n`` lags.
     """
-    size = correlation.shape[0] // 2
-    n = 1 << math.ceil(math.log2(4 * int(np.abs(lags).max()) + 2 * size + 2))
-    power = fourier.forward(fourier.pad_center_origin(correlation, (n, n)), (n, n)).real
-    q = fourier.inverse(np.maximum(power, FLOOR) ** 2 + 0j, (n, n), (n, n))
-    minus, plus = lags[:, None] - lags[None, :], lags[:, None] + lags[None, :]
-    products = q[minus[..., 0] % n, minus[..., 1] % n] + q[plus[..., 0] % n, plus[..., 1] % n]
-    products /= np.sqrt(pairs[:, None] * pairs[None, :])
-    near = (np.abs(lags) <= size).all(axis=1)
-    y, x = (size + np.clip(lags, -size, size)).T
-    ratio = np.where(near, correlation[y, x], 0)[1:]
-    shared = np.outer(ratio, products[0, 1:])
-    covariance: Array = (
-        products[1:, 1:] - shared - shared.T + products[0, 0] * np.outer(ratio, ratio)
-    )
-    return covariance
+
+    lags: Array
+    root_pairs: Array
+    n: int
+    minus: Array
+    plus: Array
+
+    @classmethod
+    def of(cls, lags: Array, pairs: Array, size: int) -> _DataCovariance:
+        n = 1 << math.ceil(math.log2(4 * int(np.abs(lags).max()) + 2 * size + 2))
+        minus, plus = (
+            (both[..., 0] % n) * n + both[..., 1] % n
+            for both in (lags[:, None] - lags, lags[:, None] + lags)
+        )
+        return cls(lags, np.sqrt(pairs), n, minus, plus)
+
+    def __call__(self, correlation: Array) -> Array:
+        size, grid = correlation.shape[0] // 2, (self.n, self.n)
+        power = fourier.forward(fourier.pad_center_origin(correlation, grid), grid).real
+        q = fourier.inverse(np.maximum(power, FLOOR) ** 2 + 0j, grid, grid).ravel()
+        products = np.take(q, self.minus) + np.take(q, self.plus)
+        products /= np.outer(self.root_pairs, self.root_pairs)
+        near = (np.abs(self.lags) <= size).all(axis=1)
+        y, x = (size + np.clip(self.lags, -size, size)).T
+        ratio = np.where(near, correlation[y, x], 0)[1:]
+        shared = np.outer(ratio, products[0, 1:])
+        covariance: Array = (
+            products[1:, 1:] - shared - shared.T + products[0, 0] * np.outer(ratio, ratio)
+        )
+        return covariance
 
 
 def _result(fit: _Fit, variance: float, n: int) -> NoiseCovariance:
