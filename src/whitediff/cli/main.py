@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -64,6 +66,8 @@ def cli() -> None:
 def main() -> None:
     """Run the command line."""
     return_freed_memory()
+    # What is left ends with the process: it need not be searched for cycles once more.
+    atexit.register(gc.freeze)
     with noting() as written:
         sys.exit(_code(written))
 
