@@ -12,6 +12,7 @@ import numpy.typing as npt
 import scipy
 
 from ..errors import ArgumentError, DataError
+from ..interruptions import heed
 from ..numerics.interpolation import patched
 from ..numerics.polynomials import chebyshev_products, chebyshev_terms
 from ..numerics.profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
@@ -599,6 +600,8 @@ def _stars_apart(
     stars: _Stars, profile: _Moffat, residual: Array | FineTable | None, size: int, *, first: bool
 ) -> tuple[_Stars, _Stars, Array, _Alike]:
     """Sources with their fits, the stars among them, the stars' weights, and `_Alike`."""
+    # A PSF may be measured beside the main thread, which waits for it when it is interrupted.
+    heed()
     stars, model, weight = _fit_stars(stars, profile, residual, size)
     if len(stars) < _FEWEST:
         raise DataError(f"Only {len(stars)} stars could be fitted; a PSF needs {_FEWEST}.")
