@@ -100,11 +100,12 @@ def heed() -> None:
     Raises
     ------
     KeyboardInterrupt
-        In the main thread, inside `interruptible`, after a signal.
+        Inside `interruptible`, after a signal; in any thread, since the main one waits for those
+        that work beside it.
 
     Notes
     -----
     Long work calls it between its steps.
     """
-    if _noted and _is_main():
+    if _noted:
         raise KeyboardInterrupt
