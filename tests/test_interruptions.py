@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from every_command import COMMANDS, filled_in, make_products
 from surveys import make_pairs
 from whitediff.interruptions import heed, interruptible
+from whitediff.numerics.threads import side_by_side, use_threads
 
 
 class Kept:
@@ -58,6 +60,25 @@ def test_other_threads_are_left_alone():
         thread.start()
         thread.join()
     assert ended == [True]
+
+
+def test_threads_that_work_for_the_main_one_stop():
+    use_threads(2)
+
+    def stopped():
+        signal.raise_signal(signal.SIGTERM)
+
+    def beside():
+        started = time.monotonic()
+        while time.monotonic() < started + 60:
+            heed()
+            time.sleep(0.01)
+
+    before = time.monotonic()
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        side_by_side(stopped, beside)
+    use_threads(None)
+    assert time.monotonic() < before + 10
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["heed", "interruptible", "uninterrupted"]
+__all__ = ["heed", "heeding", "interruptible", "uninterrupted"]
 
 _noted = False
+_works_for_main: contextvars.ContextVar[bool] = contextvars.ContextVar("for main", default=False)
 
 
 @contextlib.contextmanager
@@ -84,6 +86,31 @@ def _handled(
             signal.signal(number, signal.SIG_DFL if other is None else other)
 
 
+def heeding[Result](work: Callable[[], Result]) -> Callable[[], Result]:
+    """Function for another thread in which `heed` stops as it does in this one.
+
+    Parameters
+    ----------
+    work
+        Function whose end this thread will wait for.
+
+    Returns
+    -------
+    work
+        The same, to be called in a thread of its own.
+    """
+    does_heed = _is_main() or _works_for_main.get()
+
+    def run() -> Result:
+        token = _works_for_main.set(does_heed)
+        try:
+            return work()
+        finally:
+            _works_for_main.reset(token)
+
+    return run
+
+
 def _is_main() -> bool:
     return threading.current_thread() is threading.main_thread()
 
@@ -100,12 +127,12 @@ def heed() -> None:
     Raises
     ------
     KeyboardInterrupt
-        Inside `interruptible`, after a signal; in any thread, since the main one waits for those
-        that work beside it.
+        Inside `interruptible`, after a signal: in the main thread, and in one that works for it
+        (`heeding`).
 
     Notes
     -----
     Long work calls it between its steps.
     """
-    if _noted:
+    if _noted and (_is_main() or _works_for_main.get()):
         raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from typing import Any
 import threadpoolctl
 
 from ..errors import ArgumentError
+from ..interruptions import heeding
 
 __all__ = [
     "THREADS_VARIABLE",
@@ -182,7 +183,7 @@ def side_by_side[First, Second](
         context = contextvars.copy_context()
         share = max(1, threads // 2)
         with _Held() as held, ThreadPoolExecutor(1, initializer=_take, initargs=(share,)) as pool:
-            later = pool.submit(context.run, held.quietly, second)
+            later = pool.submit(context.run, held.quietly, heeding(second))
             _take(share)
             try:
                 one = first()
