@@ -140,8 +140,11 @@ def opened(path: Path, *, checksums: bool = True) -> Iterator[astropy.io.fits.HD
             for note in found.notes:
                 _tell_once(path, note)
             with astropy.io.fits.open(os.fspath(place)) as hdus:
-                _check_complete(place, hdus, found.survey)
-                _check_cards(path, hdus)
+                hdus.readall()
+                # While the file stays the same, so do its headers.
+                if not found.is_sound:
+                    _check_complete(place, hdus, found.survey)
+                    found.is_sound = not _repaired_cards(path, hdus)
                 for note in _lost(hdus):
                     _tell_once(path, note)
                 if found.has_sized_tiles:
@@ -216,13 +219,17 @@ def remarks(path: Path, hdus: astropy.io.fits.HDUList) -> list[str]:
     return [*surveyed.notes, *_lost(hdus)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Surveyed:
-    """A walk through a file, with the remarks on it."""
+    """A walk through a file, with the remarks on it.
+
+    ``is_sound`` says that it was found complete, and without cards that have to be repaired.
+    """
 
     survey: Survey
     notes: tuple[str, ...]
     has_sized_tiles: bool
+    is_sound: bool = False
 
 
 _told: dict[tuple[Any, ...], None] = {}
@@ -410,13 +417,18 @@ def _check_complete(path: Path, hdus: astropy.io.fits.HDUList, found: Survey) ->
                 )
 
 
-def _check_cards(path: Path, hdus: astropy.io.fits.HDUList) -> None:
-    """Repair cards with invalid values, as far as astropy can, before anyone reads them."""
+def _repaired_cards(path: Path, hdus: astropy.io.fits.HDUList) -> bool:
+    """Repair cards with invalid values, as far as astropy can, before anyone reads them.
+
+    Returns whether there were any.
+    """
+    found = False
     for hdu in hdus:
         for card in hdu.header.cards:
             try:
                 _ = card.value
             except astropy.io.fits.VerifyError:
+                found = True
                 try:
                     card.verify("silentfix")
                     _ = card.value
@@ -426,6 +438,7 @@ def _check_cards(path: Path, hdus: astropy.io.fits.HDUList) -> None:
                         f"{hdu.name or 'the primary HDU'} has a card that cannot be"
                         f" understood ({one_line(error)}).",
                     ) from error
+    return found
 
 
 def _is_empty(block: bytes) -> bool:
