@@ -92,8 +92,8 @@ def available_threads() -> int:
     threads
         The first that is set: the number of `use_threads`, ``WHITEDIFF_NUM_THREADS``,
         ``OMP_NUM_THREADS`` (with which Dask and pipetask limit their processes), and the
-        number of cores of this process.  Always 1 inside a piece of `in_threads`, and a part of
-        them inside of `side_by_side`.
+        number of cores of this process.  Always 1 inside a piece of `in_threads`, and half of
+        them in the second function of `side_by_side`.
 
     Raises
     ------
@@ -146,8 +146,8 @@ def in_threads[Item, Result](work: Callable[[Item], Result], items: Iterable[Ite
         return list(pool.map(work, pieces))
 
 
-def _take(share: int | None) -> None:
-    """Number of threads that work in this thread may use; None for all."""
+def _take(share: int) -> None:
+    """Set the number of threads that work in this thread may use."""
     _here.share = share
 
 
@@ -179,16 +179,12 @@ def side_by_side[First, Second](
         if threads == 1 or (pixels is not None and pixels < _FEW_PIXELS):
             return first(), second()
         _load_scipy()
-        before: int | None = getattr(_here, "share", None)
         context = contextvars.copy_context()
+        # The first keeps all threads: it needs them when the second has ended.
         share = max(1, threads // 2)
         with _Held() as held, ThreadPoolExecutor(1, initializer=_take, initargs=(share,)) as pool:
             later = pool.submit(context.run, held.quietly, heeding(second))
-            _take(share)
-            try:
-                one = first()
-            finally:
-                _take(before)
+            one = first()
         # Only now the second is done; its messages come even if it failed.
         held.release()
         return one, later.result()
