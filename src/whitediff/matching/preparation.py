@@ -442,12 +442,10 @@ def _check_exchanged(
     given: tuple[float, ...],
 ) -> None:
     """Refuse exchanged PSFs: each as wide as the stars of the other image."""
-    seen = [
-        fwhm(_without_psf(exposure), stars, sigma, wrong)
-        for exposure, wrong, sigma in zip(
-            exposures, bad, (stars.science_sigma, stars.template_sigma), strict=True
-        )
-    ]
+    seen = in_threads(
+        lambda each: fwhm(_without_psf(each[0]), stars, each[1], each[2]),
+        zip(exposures, (stars.science_sigma, stars.template_sigma), bad, strict=True),
+    )
     difference = math.log(seen[0] / seen[1])
     if abs(difference) < _OTHER_WIDTH:
         return
