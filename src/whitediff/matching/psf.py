@@ -153,7 +153,7 @@ _STEEPEST, _MOST_TURBULENCE = 0.5, 0.5
 _DIFFRACTED_PASSES = 5
 _FREE = 0.3
 """Prior relative error of the flux in a fit to rings, which are to correct it."""
-_FINER, _RING_ROUNDS, _LITTLE_GAIN, _LITTLE_RELATIVE = 4, 20, 0.01, 1e-5
+_FINER, _RING_ROUNDS, _LITTLE_GAIN, _LITTLE_RELATIVE = 4, 20, 0.01, 1e-4
 """Nodes in a ring; in fits of profiles, the most rounds, the gain of chi-square below which one to
 rings ends, and, over chi-square, one to pixels."""
 _DAMPINGS = (0.0, 0.01, 0.1, 1.0, 10.0)
@@ -213,6 +213,13 @@ class _Stars:
         """Some of the stars."""
         names = [field.name for field in dataclasses.fields(self)][1:]
         return dataclasses.replace(self, **{name: getattr(self, name)[which] for name in names})
+
+    def in_double_precision(self) -> _Stars:
+        """The same stars, the stamps in double precision."""
+        stamps = {name: getattr(self, name) for name in ("data", "variance", "weight")}
+        return dataclasses.replace(
+            self, **{name: plane.astype(np.float64) for name, plane in stamps.items()}
+        )
 
     def each(self, values: Array) -> Array:
         """A value for every star, ``(n, 1, 1)``, of the stamps' type."""
@@ -621,6 +628,8 @@ def _measure_narrow(stars: _Stars, profile: _Moffat, size: int, order: int) -> M
     centres.  The PSF is the mean of its images at places all over a pixel, each moved to the
     middle: the fluxes that it measures are right on average over these places.
     """
+    # Differences of profiles stand for derivatives here, which single precision would drown.
+    stars = stars.in_double_precision()
     table: FineTable | None = None
     for iteration in range(_NARROW_PASSES):
         stars, used, weight, alike = _stars_apart(stars, profile, table, size, first=iteration == 0)
@@ -1721,7 +1730,7 @@ def _least_squares(
     for _ in range(_RING_ROUNDS):
         pull, normal, total = slopes.T @ rest, slopes.T @ slopes, float(rest @ rest)
         gain = 0.0
-        # The damping that was needed last is a good guess.
+        # A little less than the damping that was needed last is a good guess.
         for attempt in range(max(first - 1, 0), len(_DAMPINGS)):
             there = _damped_step(values, pull, normal, _DAMPINGS[attempt], lower, upper)
             then, slopes_there = deviation_of(there)
@@ -1729,7 +1738,10 @@ def _least_squares(
             if gain > 0:
                 values, rest, slopes, first = there, then, slopes_there, attempt
                 break
-        if gain < max(_LITTLE_GAIN if not relative else 0.0, relative * total):
+        else:
+            break
+        # A step that damping made short gains little anywhere.
+        if first == 0 and gain < max(0.0 if relative else _LITTLE_GAIN, relative * total):
             break
     return values, rest, slopes
 
