@@ -18,7 +18,7 @@ from ..numerics.polynomials import chebyshev_products, chebyshev_terms
 from ..numerics.profiles import FWHM_TO_SIGMA, UNDERSAMPLED_FWHM, full_width_half_maximum
 from ..numerics.sinc import moved_stamps
 from ..numerics.splines import grown_stamps, shifted_stamps, smoothed_stamps
-from ..numerics.stats import MAD_TO_SIGMA, median_deviation, power_of_two
+from ..numerics.stats import MAD_TO_SIGMA, median_deviation
 from ..numerics.threads import scipy_part, single_threaded_algebra
 from .fine import FineTable, fitted_rings, fitted_table
 
@@ -947,7 +947,8 @@ def _in_units_of_the_noise(stars: _Stars) -> _Stars:
     In this unit, without the sky, single precision holds a pixel to far below its noise.
     """
     weights = stars.weight[stars.weight > 0]
-    unit = power_of_two(float(np.median(weights)) ** -0.5) if weights.size else 1.0
+    # The noise itself: single precision then rounds alike whatever the image's unit.
+    unit = float(np.median(weights)) ** -0.5 if weights.size else 1.0
     return dataclasses.replace(
         stars,
         data=(stars.data / unit).astype(np.float32),
