@@ -11,7 +11,6 @@ import scipy
 
 from ..errors import ArgumentError
 from ..numerics.covariance import coloured
-from ..numerics.stats import power_of_two
 from ..numerics.threads import in_threads, single_threaded_algebra
 from ..stars.stamps import Stamps
 from .basis import KernelBasis
@@ -149,11 +148,8 @@ def _convolve(sources: Array, basis: KernelBasis, root: Array, out: Array) -> No
             out[:, b] *= root
         return
     profiles, pairs = basis.products.profiles, basis.products.pairs
-    # Banded matrices: two products of matrices cost less than Fourier transforms.  Single precision
-    # holds the stars, less their sky, to far below their noise; in whatever unit they are.
-    unit = power_of_two(float(np.abs(sources).max(initial=0.0)))
-    sources, root = (sources / unit).astype(np.float32), root * unit
-    bands = np.zeros((len(profiles), size, width), np.float32)
+    # Banded matrices: two products of matrices cost less than Fourier transforms.
+    bands = np.zeros((len(profiles), size, width))
     for i in range(size):
         bands[:, i, i : i + basis.size] = profiles[:, ::-1]
     along_x = (sources.reshape(-1, width) @ bands.reshape(-1, width).T).reshape(n, width, -1)
